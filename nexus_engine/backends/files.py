@@ -1,0 +1,102 @@
+"""Files of the local disk: reading without waiting, syncing, and errors in our own words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from nexus_engine.backends.base import View
+from nexus_engine.errors import EngineError, NoSpace, ObjectStoreFailed, StoreInaccessible
+
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class OpenFile:
+    """A descriptor that is closed when the last one to hold this object lets go of it.
+
+    A cache may therefore drop an entry while another thread is inside ``pread``: that thread
+    holds a reference, and the number cannot be reused under it. A counter of users would do
+    the same for two lock operations more per read.
+    """
+
+    __slots__ = ("__weakref__", "_nowait", "fd")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._nowait = True
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset``; fewer only at the end of the file.
+
+        Raises:
+            OSError: as pread(2).
+        """
+        content = os.pread(self.fd, length, offset)
+        if len(content) == length or not content:
+            return content
+        # pread(2) may stop early anywhere; only nothing at all means the end.
+        parts = [content]
+        done = len(content)
+        while done < length and (content := os.pread(self.fd, length - done, offset + done)):
+            parts.append(content)
+            done += len(content)
+        return b"".join(parts)
+
+    def read_resident(self, offset: int, length: int) -> View | None:
+        """Like `read`, from pages already in memory; ``None`` if some are not.
+
+        Raises:
+            OSError: as preadv(2), except for "would wait".
+        """
+        if not self._nowait:
+            return self.read(offset, length)
+        content = bytearray(length)
+        view = memoryview(content)
+        done = 0
+        try:
+            while done < length:
+                count = os.preadv(self.fd, [view[done:]], offset + done, os.RWF_NOWAIT)
+                if count == 0:
+                    break
+                done += count
+        except OSError as error:
+            if error.errno == errno.EAGAIN:
+                return None
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            # Filesystems that do not know the flag are mostly those that live in memory.
+            self._nowait = False
+            return self.read(offset, length)
+        return view[:done].toreadonly()
+
+
+def sync_directory(path: Path) -> None:
+    """Make the directory's entries durable.
+
+    Raises:
+        OSError: as open(2) and fsync(2).
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def translate(error: OSError, doing: str) -> EngineError:
+    """Return what to raise for an error of the operating system.
+
+    Args:
+        doing: Completes "cannot …", such as ``read packs/0f3a.pack``.
+    """
+    message = f"cannot {doing}: {os.strerror(error.errno) if error.errno else error}"
+    if error.errno in _OUT_OF_SPACE:
+        return NoSpace(message)
+    if error.errno in _NOT_ALLOWED:
+        return StoreInaccessible(message)
+    return ObjectStoreFailed(message)

@@ -1,0 +1,296 @@
+"""The facade: one method per thing a caller can want. It wires; the rules are in ``fs/``.
+
+``async`` methods may be awaited under trio or asyncio. They run SQLite inline, because a thread's
+wake-up costs ten times the query; what waits for a disk or the network goes to a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path as FilePath
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+from nexus_engine import errors
+from nexus_engine.clock import Clock
+from nexus_engine.fs import attributes, namespace
+from nexus_engine.fs.attributes import NewAttributes
+from nexus_engine.fs.content import Content, read_extents
+from nexus_engine.fs.files import Handle
+from nexus_engine.meta.reader import AsOfReader, Listed, View
+from nexus_engine.oplog.tail import Stale, Tail
+from nexus_engine.recovery import recover
+from nexus_engine.store import Store
+from nexus_engine.types import Actor, FsUsage, Ino, Inode, Name, Seq
+
+R = TypeVar("R")
+
+_ACCESS_MODE = os.O_ACCMODE
+
+
+class Engine:
+    """One process's live filesystem over a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.reader = store.reader
+        self.content = Content(store)
+        self.tail = Tail(store.database)
+        self._synced_head = Seq(0)
+
+    @classmethod
+    def start(cls, path: FilePath, *, clock: Clock | None = None) -> Engine:
+        """Open a store, finishing what a process that died left undone.
+
+        Raises:
+            StoreNotFound, StoreInaccessible, StoreVersion, CorruptMetadata.
+        """
+        store = Store.open(path, clock=clock)
+        recover(store)
+        return cls(store)
+
+    async def close(self) -> None:
+        """End every session, make everything durable, close the store."""
+        await self.content.seal_all()
+        self.content.drop_unlinked()
+        await anyio.to_thread.run_sync(self.store.chunks.sync)
+        self.store.close()
+
+    # -- the tree --
+
+    async def lookup(self, parent: Ino, name: Name) -> Inode | None:
+        """Return what a name means now, or ``None``."""
+        inode = self.reader.find_child(parent, name)
+        return None if inode is None else self.content.over(inode)
+
+    async def getattr(self, ino: Ino) -> Inode:
+        """Return an inode, also one that was removed and is still referred to.
+
+        Raises:
+            StaleInode: Never existed.
+        """
+        inode = self.reader.find_inode(ino) or self.reader.find_departed(ino)
+        if inode is None:
+            raise errors.StaleInode(f"inode {ino} is gone")
+        return self.content.over(inode)
+
+    async def setattr(self, ino: Ino, new: NewAttributes, actor: Actor) -> Inode:
+        """Change attributes. On an open file a new size belongs to the write session."""
+        if new.size is not None:
+            file = self.content.find_file(ino)
+            if file is not None:
+                attributes.check_size(new.size)
+                inode = await self.content.truncate(file, new.size, actor)
+                new = new._replace(size=None)
+                if not any(field is not None for field in new):
+                    return inode
+        await self.content.seal_inode(ino)
+        inode = await self.store.write(attributes.set_attributes, actor, ino, new)
+        return self._changed(inode)
+
+    async def make(
+        self,
+        parent: Ino,
+        name: Name,
+        mode: int,
+        actor: Actor,
+        *,
+        rdev: int = 0,
+        target: bytes | None = None,
+    ) -> Inode:
+        """Make a file, directory, device node, fifo, socket or symlink, by ``mode``'s type."""
+        return await self.store.write(
+            namespace.make, actor, parent, name, mode, rdev=rdev, target=target
+        )
+
+    async def link(self, ino: Ino, parent: Ino, name: Name, actor: Actor) -> Inode:
+        await self.content.seal_inode(ino)
+        return self._changed(await self.store.write(namespace.link, actor, ino, parent, name))
+
+    async def unlink(self, parent: Ino, name: Name, actor: Actor) -> None:
+        await self._seal_child(parent, name)
+        inode = await self.store.write(namespace.unlink, actor, parent, name, self.content)
+        self._unlinked(inode)
+
+    async def rmdir(self, parent: Ino, name: Name, actor: Actor) -> None:
+        await self.store.write(namespace.rmdir, actor, parent, name)
+
+    async def rename(
+        self, parent: Ino, name: Name, new_parent: Ino, new_name: Name, flags: int, actor: Actor
+    ) -> None:
+        await self._seal_child(parent, name)
+        await self._seal_child(new_parent, new_name)
+        moved, other = await self.store.write(
+            namespace.rename, actor, parent, name, new_parent, new_name, flags, self.content
+        )
+        self._changed(moved)
+        if other is not None:
+            self._unlinked(other)
+
+    async def list_children(self, parent: Ino, after: int, limit: int) -> list[Listed]:
+        """Return up to ``limit`` entries after a cookie (0: from the start)."""
+        listed = self.reader.list_children(parent, after, limit)
+        return [entry._replace(inode=self.content.over(entry.inode)) for entry in listed]
+
+    async def parent_of(self, ino: Ino) -> Ino:
+        return self.reader.parent_of(ino)
+
+    async def _seal_child(self, parent: Ino, name: Name) -> None:
+        """Content first: its record must not come after its file's removal."""
+        dentry = self.reader.find_dentry(parent, name)
+        if dentry is not None:
+            await self.content.seal_inode(dentry.ino)
+
+    def _changed(self, inode: Inode) -> Inode:
+        file = self.content.find_file(inode.ino)
+        if file is not None:
+            file.inode = inode
+        return self.content.over(inode)
+
+    def _unlinked(self, inode: Inode) -> None:
+        self._changed(inode)
+        if inode.nlink == 0 and inode.ino in self.content:
+            self.content.unlinked.add(inode.ino)
+
+    # -- content --
+
+    async def create(
+        self, parent: Ino, name: Name, mode: int, actor: Actor
+    ) -> tuple[Handle, Inode]:
+        """Make a regular file and open it."""
+        inode = await self.make(parent, name, stat.S_IFREG | stat.S_IMODE(mode), actor)
+        return self.content.open(inode, actor), inode
+
+    async def open(self, ino: Ino, flags: int, actor: Actor) -> Handle:
+        """Open a regular file.
+
+        Args:
+            flags: As of open(2); O_TRUNC is honoured, access modes are the kernel's to check.
+        """
+        inode = self.reader.get_inode(ino)
+        handle = self.content.open(inode, actor)
+        if flags & os.O_TRUNC and flags & _ACCESS_MODE != os.O_RDONLY:
+            await self.content.truncate(handle.file, 0, actor)
+        return handle
+
+    async def read(self, handle: Handle, offset: int, length: int) -> bytes:
+        return await self.content.read(handle.file, offset, length)
+
+    async def write(self, handle: Handle, offset: int, data: bytes) -> int:
+        return await self.content.write(handle, offset, data)
+
+    async def flush(self, handle: Handle) -> None:
+        """What was written survives the death of this process."""
+        await self.content.flush(handle.file)
+
+    async def fsync(self, handle: Handle) -> None:
+        """What was written survives a power loss."""
+        await self.content.flush(handle.file)
+        await self.sync()
+
+    async def release(self, handle: Handle) -> None:
+        await self.content.release(handle)
+
+    async def sync(self) -> None:
+        """Make every change so far durable."""
+        await anyio.to_thread.run_sync(self.store.sync)
+
+    # -- extended attributes --
+
+    async def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        value = self.reader.find_xattr(ino, name)
+        if value is None:
+            raise errors.NoXattr(name.decode(errors="backslashreplace"))
+        return value
+
+    async def listxattr(self, ino: Ino) -> list[bytes]:
+        return self.reader.xattr_names(ino)
+
+    async def setxattr(
+        self, ino: Ino, name: bytes, value: bytes, actor: Actor, flags: int = 0
+    ) -> None:
+        await self.content.seal_inode(ino)
+        await self.store.write(attributes.set_xattr, actor, ino, name, value, flags)
+        self.content.refresh_inode(ino)
+
+    async def removexattr(self, ino: Ino, name: bytes, actor: Actor) -> None:
+        await self.content.seal_inode(ino)
+        await self.store.write(attributes.remove_xattr, actor, ino, name)
+        self.content.refresh_inode(ino)
+
+    # -- the past --
+
+    def as_of(self, seq: Seq) -> AsOfReader:
+        return self.store.database.as_of(seq)
+
+    async def read_at(self, view: View, inode: Inode, offset: int, length: int) -> bytes:
+        """Return the bytes of a range of a file in a view of the past."""
+        length = min(length, inode.size - offset)
+        if length <= 0:
+            return b""
+        extents = view.extents(inode.ino, offset, length)
+        return await read_extents(self.store, extents, offset, length)
+
+    async def settle(self) -> Seq:
+        """Put everything that programs have written so far into the log.
+
+        Returns:
+            The log's end.
+        """
+        await self.content.seal_all()
+        return self.reader.head()
+
+    async def in_peer(self, action: Callable[[Store], R]) -> R:
+        """Run long work in a thread with the store opened a second time, as another process would.
+
+        The loop goes on serving; ``catch_up`` then tells what the work made stale.
+        """
+
+        def run() -> R:
+            peer = Store.open(self.store.path, clock=self.store.clock)
+            try:
+                return action(peer)
+            finally:
+                peer.close()
+
+        return await anyio.to_thread.run_sync(run)
+
+    # -- others, and upkeep --
+
+    def catch_up(self) -> Stale | None:
+        """Take note of what other processes committed; return what is stale for the caller."""
+        stale = self.tail.poll()
+        if stale is not None:
+            self.content.refresh()
+        return stale
+
+    async def run_upkeep(self) -> None:
+        """Sync, seal long sessions and shorten the write-ahead log, for ever."""
+        interval_s = self.store.config.sync_interval_s
+        limit_ns = int(self.store.config.session_limit_s * 1e9)
+        while True:
+            await anyio.sleep(interval_s)
+            await self.content.seal_all(older_than_ns=self.store.clock.time_ns() - limit_ns)
+            self.content.drop_unlinked()
+            head = self.reader.head()
+            if head != self._synced_head:
+                await self.sync()
+                self._synced_head = head
+            await anyio.to_thread.run_sync(self.store.database.checkpoint)
+
+    async def usage(self) -> FsUsage:
+        """Return what statfs(2) reports: the space of the disk that the packs are on."""
+        disk = os.statvfs(self.store.path)
+        inodes = self.reader.count_inodes()
+        scale = disk.f_frsize / 4096
+        return FsUsage(
+            block_size=4096,
+            blocks=int(disk.f_blocks * scale),
+            blocks_free=int(disk.f_bavail * scale),
+            inodes=inodes + 2**32,
+            inodes_free=2**32,
+        )

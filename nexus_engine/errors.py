@@ -1,0 +1,196 @@
+"""Expected failures.
+
+::
+
+    EngineError
+    ├── NamespaceError   NotFound NotADirectory IsADirectory AlreadyExists DirectoryNotEmpty
+    │                    NameTooLong InvalidName InvalidArgument TooManyLinks StaleInode
+    ├── AccessError      PermissionDenied OperationNotPermitted ReadOnly
+    ├── ResourceError    NoSpace FileTooBig NotSupported TooManyMoments StoreBusy
+    │                    NoXattr XattrTooBig
+    ├── ConflictError    InvalidMoment InvalidSelector InvalidCommand NothingToUndo HistoryExpired
+    │                    UndoConflict
+    ├── IntegrityError   CorruptChunk MissingChunk CorruptMetadata BrokenChain
+    └── BackendError     StoreNotFound StoreExists StoreInaccessible StoreVersion ObjectNotFound
+                         ObjectStoreFailed
+
+The leaves carry values; ``str(error)`` is the one line a person reads. What is not an
+``EngineError`` is a bug.
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of every expected failure."""
+
+    transient = False
+    """A retry of the same call may succeed."""
+
+
+class NamespaceError(EngineError):
+    """The tree does not allow it."""
+
+
+class AccessError(EngineError):
+    """The actor may not."""
+
+
+class ResourceError(EngineError):
+    """Something has run out, or is not to be had."""
+
+
+class ConflictError(EngineError):
+    """What was asked for does not fit what is there."""
+
+
+class IntegrityError(EngineError):
+    """Stored bytes are not what they were."""
+
+
+class BackendError(EngineError):
+    """The store cannot be reached or used."""
+
+
+class NotFound(NamespaceError):
+    pass
+
+
+class NotADirectory(NamespaceError):
+    pass
+
+
+class IsADirectory(NamespaceError):
+    pass
+
+
+class AlreadyExists(NamespaceError):
+    pass
+
+
+class DirectoryNotEmpty(NamespaceError):
+    pass
+
+
+class NameTooLong(NamespaceError):
+    pass
+
+
+class InvalidName(NamespaceError):
+    pass
+
+
+class InvalidArgument(NamespaceError):
+    pass
+
+
+class TooManyLinks(NamespaceError):
+    pass
+
+
+class StaleInode(NamespaceError):
+    pass
+
+
+class PermissionDenied(AccessError):
+    pass
+
+
+class OperationNotPermitted(AccessError):
+    pass
+
+
+class ReadOnly(AccessError):
+    pass
+
+
+class NoSpace(ResourceError):
+    transient = True
+
+
+class FileTooBig(ResourceError):
+    pass
+
+
+class NotSupported(ResourceError):
+    pass
+
+
+class TooManyMoments(ResourceError):
+    pass
+
+
+class StoreBusy(ResourceError):
+    transient = True
+
+
+class NoXattr(ResourceError):
+    pass
+
+
+class XattrTooBig(ResourceError):
+    pass
+
+
+class InvalidMoment(ConflictError):
+    pass
+
+
+class InvalidSelector(ConflictError):
+    pass
+
+
+class InvalidCommand(ConflictError):
+    pass
+
+
+class NothingToUndo(ConflictError):
+    pass
+
+
+class HistoryExpired(ConflictError):
+    pass
+
+
+class UndoConflict(ConflictError):
+    pass
+
+
+class CorruptChunk(IntegrityError):
+    pass
+
+
+class MissingChunk(IntegrityError):
+    pass
+
+
+class CorruptMetadata(IntegrityError):
+    pass
+
+
+class BrokenChain(IntegrityError):
+    pass
+
+
+class StoreNotFound(BackendError):
+    pass
+
+
+class StoreExists(BackendError):
+    pass
+
+
+class StoreInaccessible(BackendError):
+    pass
+
+
+class StoreVersion(BackendError):
+    pass
+
+
+class ObjectNotFound(BackendError):
+    pass
+
+
+class ObjectStoreFailed(BackendError):
+    transient = True

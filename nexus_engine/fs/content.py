@@ -1,0 +1,309 @@
+"""Open files: reading, writing, and the sessions between the two and the log."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from nexus_engine import errors
+from nexus_engine.fs.extents import CHUNK_BYTES, DirtyRange
+from nexus_engine.fs.files import (
+    INTENT_EXTENTS_MAX,
+    Handle,
+    OpenFile,
+    WriteSession,
+    commit_session,
+)
+from nexus_engine.store import Store
+from nexus_engine.types import Actor, Extent, Ino, Inode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+R = TypeVar("R")
+
+INLINE_BYTES = 65536
+"""Up to this size hashing and compressing costs less than a thread's wake-up."""
+_MIB = 1024 * 1024
+
+
+class Content:
+    """The open files of this process."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._reader = store.reader
+        self._chunks = store.chunks
+        self._clock = store.clock
+        self._files: dict[Ino, OpenFile] = {}
+        self._dirty_bytes = 0
+        self._dirty_limit = store.config.dirty_limit_mib * _MIB
+        self._threads = anyio.CapacityLimiter(4)
+        self.unlinked: set[Ino] = set()
+        """Inodes that lost their last name while open."""
+
+    def __contains__(self, ino: object) -> bool:
+        return ino in self._files
+
+    # -- handles --
+
+    def open(self, inode: Inode, actor: Actor) -> Handle:
+        file = self._files.get(inode.ino)
+        if file is None:
+            file = self._files[inode.ino] = OpenFile(inode.ino, inode)
+        file.handles += 1
+        return Handle(file, actor)
+
+    async def release(self, handle: Handle) -> None:
+        """Close a handle; the last one ends the session."""
+        file = handle.file
+        file.handles -= 1
+        if file.handles == 0:
+            if file.session is not None:
+                await self.seal(file)
+            self._drop_if_unused(file)
+
+    def _drop_if_unused(self, file: OpenFile) -> None:
+        if file.handles == 0 and file.session is None and self._files.get(file.ino) is file:
+            del self._files[file.ino]
+            if file.ino in self.unlinked:
+                self.unlinked.discard(file.ino)
+                try:
+                    self._store.database.drop_unlinked(file.ino)
+                except errors.StoreBusy:
+                    self.unlinked.add(file.ino)  # upkeep drops it
+
+    def drop_unlinked(self) -> None:
+        """Drop the rows of unlinked inodes that are no longer open."""
+        for ino in [ino for ino in self.unlinked if ino not in self._files]:
+            self._store.database.drop_unlinked(ino)
+            self.unlinked.discard(ino)
+
+    # -- reading --
+
+    def over(self, inode: Inode) -> Inode:
+        """Return the inode with what an open session did to it."""
+        file = self._files.get(inode.ino)
+        if file is None or file.session is None:
+            return inode
+        return file.session.over(inode)
+
+    def refresh(self) -> None:
+        """Another process changed the store: forget what was read from it."""
+        for file in self._files.values():
+            file.inode = None
+
+    def refresh_inode(self, ino: Ino) -> None:
+        """The committed inode changed."""
+        file = self._files.get(ino)
+        if file is not None:
+            file.inode = None
+
+    async def read(self, file: OpenFile, offset: int, length: int) -> bytes:
+        """Return the bytes of a range, short at the end of the file."""
+        session = file.session
+        if session is None:
+            if file.inode is None:
+                file.inode = self._reader.find_inode(file.ino)
+                if file.inode is None:
+                    raise errors.StaleInode(f"inode {file.ino} is gone")
+            length = min(length, file.inode.size - offset)
+            if length <= 0:
+                return b""
+            extents = self._reader.extents(file.ino, offset, length)
+            return await read_extents(self._store, extents, offset, length)
+
+        length = min(length, session.size - offset)
+        if length <= 0:
+            return b""
+        end = offset + length
+        # All layers are taken down before the first await: a range may move from one to the next
+        # while a chunk is being fetched.
+        dirty = [
+            (max(r.start, offset), bytes(r.data[max(0, offset - r.start) : end - r.start]))
+            for r in session.dirty.overlapping(offset, end)
+        ]
+        extents = [
+            extent._replace(length=min(extent.end, session.floor) - extent.start)
+            for extent in self._reader.extents(file.ino, offset, length)
+            if extent.start < session.floor
+        ]
+        extents += session.staged.overlapping(offset, end)
+        if len(dirty) == 1 and dirty[0][0] == offset and len(dirty[0][1]) == length:
+            return dirty[0][1]
+        content = bytearray(await read_extents(self._store, extents, offset, length))
+        for start, data in dirty:
+            content[start - offset : start - offset + len(data)] = data
+        return bytes(content)
+
+    # -- writing --
+
+    async def write(self, handle: Handle, offset: int, data: bytes) -> int:
+        """Write bytes; they are in an operation once the last handle closes."""
+        file = handle.file
+        await file.gate.take()
+        try:
+            session = file.session or self._begin(file, handle.actor)
+            before = session.dirty.bytes
+            session.write(offset, data, self._clock.time_ns())
+            self._dirty_bytes += session.dirty.bytes - before
+            if session.dirty.bytes >= CHUNK_BYTES:
+                full = session.dirty.full_ranges()
+                if full:
+                    await self._stage(session, full)
+        finally:
+            file.gate.give()
+        if self._dirty_bytes > self._dirty_limit:
+            await self._relieve()
+        return len(data)
+
+    async def truncate(self, file: OpenFile, size: int, actor: Actor) -> Inode:
+        """Set the size of an open file, as part of its session."""
+        await file.gate.take()
+        try:
+            session = file.session or self._begin(file, actor)
+            before = session.dirty.bytes
+            session.truncate(size, self._clock.time_ns())
+            self._dirty_bytes += session.dirty.bytes - before
+            return session.over(self._reader.get_inode(file.ino))
+        finally:
+            file.gate.give()
+
+    def find_file(self, ino: Ino) -> OpenFile | None:
+        return self._files.get(ino)
+
+    def _begin(self, file: OpenFile, actor: Actor) -> WriteSession:
+        inode = self._reader.get_inode(file.ino)
+        session_id = self._clock.random_bytes(8)
+        file.session = WriteSession(session_id, inode, actor, self._clock.time_ns())
+        return file.session
+
+    async def _stage(self, session: WriteSession, ranges: list[DirtyRange]) -> None:
+        """Move dirty ranges into chunks. The file's gate is held."""
+        data = [dirty.data for dirty in ranges]
+        total = sum(map(len, data))
+        if total <= INLINE_BYTES:
+            digests = self._chunks.put_many(data)
+        else:
+            digests = await self._in_thread(partial(self._chunks.put_many, data))
+        for dirty, digest in zip(ranges, digests, strict=True):
+            session.staged.put(Extent(dirty.start, len(dirty.data), digest, 0))
+        session.dirty.remove(ranges)
+        self._dirty_bytes -= total
+
+    async def _stage_all(self, session: WriteSession) -> None:
+        """Move all dirty ranges into chunks, a bounded number of bytes at a time."""
+        while ranges := session.dirty.ranges():
+            batch, total = [], 0
+            for dirty in ranges:
+                batch.append(dirty)
+                total += len(dirty.data)
+                if total >= CHUNK_BYTES:
+                    break
+            await self._stage(session, batch)
+
+    async def _relieve(self) -> None:
+        """Bring the bytes that wait in memory under their limit, longest waiting first."""
+        for file in list(self._files.values()):
+            if self._dirty_bytes <= self._dirty_limit // 2:
+                return
+            await file.gate.take()
+            try:
+                if file.session is not None:
+                    await self._stage_all(file.session)
+            finally:
+                file.gate.give()
+
+    async def flush(self, file: OpenFile) -> None:
+        """Make what was written outlive this process (not yet a power loss).
+
+        Raises:
+            NoSpace: Nothing is lost: the bytes stay in memory, a later flush may succeed.
+        """
+        session = file.session
+        if session is None or not session.unflushed:
+            return
+        await file.gate.take()
+        try:
+            session = file.session
+            if session is None or not session.unflushed:
+                return
+            await self._stage_all(session)
+            if len(session.staged) <= INTENT_EXTENTS_MAX:
+                self._chunks.put_intent(session.intent(self._reader.head()))
+                session.unflushed = False
+                return
+        finally:
+            file.gate.give()
+        await self.seal(file)
+
+    async def seal(self, file: OpenFile) -> None:
+        """End the session: one operation in the log."""
+        await file.gate.take()
+        try:
+            session = file.session
+            if session is None:
+                return
+            if file.ino in self.unlinked and file.handles == 0:
+                self._dirty_bytes -= session.dirty.bytes
+            else:
+                await self._stage_all(session)
+                if file.ino in self.unlinked:
+                    return  # no name, but still open: the session holds the content
+                file.inode = await self._store.write(
+                    commit_session, session.actor, session, self._store.locate
+                )
+                self._chunks.forget_pending([e.digest for e in session.staged.all()])
+            file.session = None
+        finally:
+            file.gate.give()
+        self._drop_if_unused(file)
+
+    async def seal_inode(self, ino: Ino) -> None:
+        """End the session of an inode, if there is one, before something else happens to it."""
+        file = self._files.get(ino)
+        if file is not None and file.session is not None:
+            await self.seal(file)
+
+    async def seal_all(self, *, older_than_ns: int | None = None) -> None:
+        """End every session, or those begun before a time."""
+        for file in list(self._files.values()):
+            session = file.session
+            if session is not None and (
+                older_than_ns is None or session.started_ns < older_than_ns
+            ):
+                await self.seal(file)
+
+    async def _in_thread(self, action: Callable[[], R]) -> R:
+        return await anyio.to_thread.run_sync(action, limiter=self._threads)
+
+
+async def read_extents(store: Store, extents: list[Extent], offset: int, length: int) -> bytes:
+    """Return the bytes of a range from extents; what none covers is zero.
+
+    Args:
+        extents: Later ones cover earlier ones where they overlap.
+    """
+    chunks = store.chunks
+    end = offset + length
+    if len(extents) == 1 and extents[0].start <= offset and extents[0].end >= end:
+        extent = extents[0]
+        at = extent.chunk_offset + offset - extent.start
+        data = chunks.read_resident(extent.digest, at, length)
+        if data is None:
+            data = await anyio.to_thread.run_sync(chunks.read, extent.digest, at, length)
+        return data
+    content = bytearray(length)
+    for extent in extents:
+        start, stop = max(offset, extent.start), min(end, extent.end)
+        if start >= stop:
+            continue
+        at = extent.chunk_offset + start - extent.start
+        data = chunks.read_resident(extent.digest, at, stop - start)
+        if data is None:
+            data = await anyio.to_thread.run_sync(chunks.read, extent.digest, at, stop - start)
+        content[start - offset : stop - offset] = data
+    return bytes(content)

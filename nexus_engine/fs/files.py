@@ -1,0 +1,188 @@
+"""Write sessions: what programs wrote to a file, from the first write to one operation in the log.
+
+A session gathers bytes in memory (``dirty``), moves them into chunks (``staged``) and ends as one
+``write`` record. ``close`` and ``fsync`` in between append an *intent* to the pack: enough to
+finish the session should the process die, without making a version of the file each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from nexus_engine import errors
+from nexus_engine.fs.extents import DirtyMap, ExtentMap
+from nexus_engine.fs.gate import Gate
+from nexus_engine.meta.transaction import Transaction
+from nexus_engine.records import Change
+from nexus_engine.types import SIZE_MAX, Actor, Digest, Extent, Ino, Inode, Seq
+
+INTENT_EXTENTS_MAX = 256
+"""A session with more staged extents is committed rather than described in an intent."""
+
+
+class Intent(msgspec.Struct, frozen=True, array_like=True):
+    """A session as a pack remembers it (msgpack array; docs/FORMAT.md)."""
+
+    version: int
+    session: bytes
+    flushes: int
+    head: int
+    """The log's end when this was written: a commit of the session lies after it."""
+    ino: int
+    floor: int
+    size: int
+    mtime_ns: int
+    actor: tuple[int, int, int, int, str, int, str, str]
+    extents: list[tuple[int, int, bytes, int]]
+
+
+class WriteSession:
+    """Changes to the content of one inode that are not yet an operation."""
+
+    def __init__(self, session_id: bytes, inode: Inode, actor: Actor, started_ns: int) -> None:
+        self.id = session_id
+        self.ino = inode.ino
+        self.actor = actor
+        self.started_ns = started_ns
+        self.floor = inode.size
+        """Committed bytes below this still show where nothing covers them."""
+        self.size = inode.size
+        self.mtime_ns = started_ns
+        self.staged = ExtentMap()
+        self.dirty = DirtyMap()
+        self.flushes = 0
+        """Intents written."""
+        self.unflushed = True
+        """Something changed since the last intent."""
+
+    def write(self, offset: int, data: bytes, now_ns: int) -> None:
+        end = offset + len(data)
+        if end > SIZE_MAX:
+            raise errors.FileTooBig(f"{end} bytes; at most {SIZE_MAX}")
+        if data:
+            self.dirty.write(offset, data)
+            self.size = max(self.size, end)
+        self.mtime_ns = now_ns
+        self.unflushed = True
+
+    def truncate(self, size: int, now_ns: int) -> None:
+        self.dirty.truncate(size)
+        self.staged.truncate(size)
+        self.floor = min(self.floor, size)
+        self.size = size
+        self.mtime_ns = now_ns
+        self.unflushed = True
+
+    def over(self, inode: Inode) -> Inode:
+        """Return the inode as programs see it, the session included."""
+        return inode._replace(size=self.size, mtime_ns=self.mtime_ns, ctime_ns=self.mtime_ns)
+
+    def intent(self, head: Seq) -> bytes:
+        """Return the session so far, to be replayed after a crash."""
+        self.flushes += 1
+        return msgspec.msgpack.encode(
+            Intent(
+                version=1,
+                session=self.id,
+                flushes=self.flushes,
+                head=head,
+                ino=self.ino,
+                floor=self.floor,
+                size=self.size,
+                mtime_ns=self.mtime_ns,
+                actor=tuple(self.actor),
+                extents=[tuple(extent) for extent in self.staged.all()],
+            )
+        )
+
+    @classmethod
+    def from_intent(cls, intent: Intent, inode: Inode) -> WriteSession:
+        """Return a session as an intent remembers it."""
+        session = cls(intent.session, inode, Actor._make(intent.actor), intent.mtime_ns)
+        session.floor = min(intent.floor, inode.size)
+        session.size = intent.size
+        session.flushes = intent.flushes
+        for start, length, digest, chunk_offset in intent.extents:
+            session.staged.put(Extent(start, length, Digest(digest), chunk_offset))
+        return session
+
+
+def commit_session(
+    tx: Transaction, session: WriteSession, locate: Callable[[Digest], tuple[Any, ...] | None]
+) -> Inode | None:
+    """Make the session's bytes the file's content: one operation.
+
+    Args:
+        locate: Tells where a chunk is that the index does not know yet.
+
+    Returns:
+        The inode as it is now; ``None`` if the file has no name any more, and nobody could ever
+        see the content.
+    """
+    before = tx.find_inode(session.ino)
+    if before is None or before.nlink == 0:
+        return None
+    if session.floor < before.size:
+        tx.truncate_extents(session.ino, session.floor)
+    extents = session.staged.all()
+    for digest in {extent.digest for extent in extents}:
+        location = locate(digest)
+        if location is not None:
+            tx.add_chunk(digest, location)
+    tx.put_extents(session.ino, extents)
+    after = before._replace(
+        from_seq=tx.seq,
+        size=session.size,
+        mtime_ns=session.mtime_ns,
+        ctime_ns=session.mtime_ns,
+        content_seq=tx.seq,
+    )
+    tx.put_inode(after)
+    details = {
+        "size": session.size,
+        "session": session.id.hex(),
+        "flushes": session.flushes,
+        "extents": len(extents),
+        "sha256": _fingerprint(extents),
+    }
+    was = {"size": before.size, "content_seq": before.content_seq}
+    tx.commit(Change("write", session.ino, tx.any_path_of(session.ino), None, details, was))
+    return after
+
+
+def _fingerprint(extents: list[Extent]) -> str:
+    """Bind the record to its bytes: the chunk's digest, or the hash of what was laid down."""
+    if len(extents) == 1 and extents[0].chunk_offset == 0:
+        return extents[0].digest.hex()
+    digest = hashlib.sha256()
+    for extent in extents:
+        digest.update(b"%d %d %d " % (extent.start, extent.length, extent.chunk_offset))
+        digest.update(extent.digest)
+    return digest.hexdigest()
+
+
+class OpenFile:
+    """An inode that is open in this process, shared by its handles."""
+
+    def __init__(self, ino: Ino, inode: Inode) -> None:
+        self.ino = ino
+        self.inode: Inode | None = inode
+        """The committed inode; ``None`` when another process may have changed it."""
+        self.handles = 0
+        self.session: WriteSession | None = None
+        self.gate = Gate()
+
+
+class Handle:
+    """An open file description."""
+
+    __slots__ = ("actor", "file")
+
+    def __init__(self, file: OpenFile, actor: Actor) -> None:
+        self.file = file
+        self.actor = actor
+        """Who opened it: writes carry no identity of their own."""

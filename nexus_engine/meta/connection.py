@@ -1,0 +1,154 @@
+"""One SQLite connection: opening, pragmas, errors. Nothing above ``meta`` sees ``apsw``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import apsw
+
+from nexus_engine import errors
+from nexus_engine.meta import schema
+
+DATABASE_NAME = "meta.db"
+
+_LEAVES: tuple[tuple[type[apsw.Error], type[errors.EngineError], str], ...] = (
+    (apsw.BusyError, errors.StoreBusy, "another process is writing to the store; try again"),
+    (apsw.LockedError, errors.StoreBusy, "another process is writing to the store; try again"),
+    (apsw.FullError, errors.NoSpace, "no space left for the store's metadata; free some space"),
+    (apsw.IOError, errors.NoSpace, "cannot write the store's metadata"),
+    (apsw.PermissionsError, errors.StoreInaccessible, "no permission to use the store"),
+    (apsw.ReadOnlyError, errors.StoreInaccessible, "the store's metadata is not writable"),
+    (apsw.CantOpenError, errors.StoreInaccessible, "the store's metadata cannot be opened"),
+    (apsw.NotADBError, errors.CorruptMetadata, "meta.db is not a Nexus database; restore a backup"),
+    (apsw.CorruptError, errors.CorruptMetadata, "meta.db is damaged; run nexus-ctl fsck"),
+)
+
+
+def translate(error: apsw.Error) -> Exception:
+    """Return the engine's error for a database error; what is our own mistake stays as it is."""
+    for source, leaf, message in _LEAVES:
+        if isinstance(error, source):
+            return leaf(f"{message} ({error})")
+    return error
+
+
+class Connection:
+    """Thin wrapper: statements in, rows out, engine errors raised."""
+
+    def __init__(self, path: str, *, create: bool = False) -> None:
+        flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
+        self.path = path
+        try:
+            self._db = apsw.Connection(path, flags=flags, statementcachesize=256)
+            self.execute = self._db.execute
+            # Reads and writes run inline in the event loop: never wait for another process's lock
+            # here, the caller retries when it can.
+            self._db.set_busy_timeout(0)
+            for pragma in (
+                "journal_mode = WAL",
+                # Commits reach the page cache; fsync(2) is answered by Database.sync. A checkpoint
+                # in the middle of a request would stall every other one for a disk sync.
+                "synchronous = NORMAL",
+                "wal_autocheckpoint = 0",
+                "cache_size = -32768",
+                "mmap_size = 268435456",
+                "temp_store = MEMORY",
+                "foreign_keys = OFF",
+            ):
+                self._db.execute(f"PRAGMA {pragma}")
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def one(self, sql: str, arguments: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
+        """Return the first row, or ``None``."""
+        try:
+            return self.execute(sql, arguments).fetchone()
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def all(self, sql: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Return every row; for results whose size is bounded by their question."""
+        try:
+            return self.execute(sql, arguments).fetchall()
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def iterate(self, sql: str, arguments: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        """Yield rows as they come."""
+        try:
+            yield from self.execute(sql, arguments)
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def run(self, sql: str, arguments: tuple[Any, ...] = ()) -> None:
+        """Run a statement for its effect."""
+        try:
+            self.execute(sql, arguments)
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def run_many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
+        """Run a statement once for each row of arguments."""
+        try:
+            self._db.executemany(sql, rows)
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def changes(self) -> int:
+        """Return how many rows the last statement changed."""
+        return self._db.changes()
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._db.in_transaction
+
+    def wal_bytes(self) -> int:
+        """Return the size of the write-ahead log."""
+        try:
+            return os.stat(self.path + "-wal").st_size
+        except FileNotFoundError:
+            return 0
+
+    def checkpoint(self, *, restart: bool = False) -> None:
+        """Copy the write-ahead log into the database. Syncs: never call it in the event loop."""
+        mode = apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE
+        try:
+            self._db.wal_checkpoint(mode=mode)
+        except apsw.BusyError:
+            return  # a reader or writer is in the way; the next round gets it
+        except apsw.Error as error:
+            raise translate(error) from error
+
+    def close(self) -> None:
+        self._db.close(True)
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the schema to this version, creating it where there is none.
+
+    Raises:
+        StoreVersion: The store was written by a newer version of Nexus.
+        CorruptMetadata: The file is a database of something else.
+    """
+    connection.run("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.one("PRAGMA user_version") or (0,)
+        (application,) = connection.one("PRAGMA application_id") or (0,)
+        (tables,) = connection.one("SELECT count(*) FROM sqlite_schema") or (0,)
+        if (version or tables) and application != schema.APPLICATION_ID:
+            raise errors.CorruptMetadata(f"{connection.path} is not a Nexus database")
+        if version > schema.VERSION:
+            raise errors.StoreVersion(
+                f"the store has format {version}, this Nexus knows up to {schema.VERSION}: upgrade"
+            )
+        for script in schema.MIGRATIONS[version:]:
+            connection.run(script)
+        if version != schema.VERSION:
+            connection.run(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+            connection.run(f"PRAGMA user_version = {schema.VERSION}")
+        connection.run("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.run("ROLLBACK")

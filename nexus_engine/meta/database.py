@@ -1,0 +1,139 @@
+"""The metadata database of a store: reads, transactions, upkeep, durability."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from nexus_engine.clock import Clock
+from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.reader import AsOfReader, Reader
+from nexus_engine.meta.transaction import Transaction
+from nexus_engine.types import Actor, Ino, Seq
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CHECKPOINT_BYTES = 16 * 1024 * 1024
+"""Past this size the write-ahead log is copied back, by a thread."""
+RESTART_BYTES = 8 * CHECKPOINT_BYTES
+"""Past this size writers wait a moment so that the log can start over."""
+
+
+class Database:
+    """One process's view of the metadata. Not thread-safe, but for ``sync`` and ``checkpoint``."""
+
+    def __init__(self, connection: Connection, clock: Clock) -> None:
+        self.connection = connection
+        self.reader = Reader(connection)
+        self._transaction = Transaction(connection, clock)
+        self._wal_fd = -1
+        self._sync_lock = threading.Lock()
+        self._checkpointer: Connection | None = None
+        self.own: set[Seq] | None = None
+        """Operations of this process that ``Tail`` has not passed; ``None``: nobody asks."""
+
+    def as_of(self, seq: Seq) -> AsOfReader:
+        return AsOfReader(self.connection, seq)
+
+    def transact(
+        self,
+        rule: Callable[Concatenate[Transaction, P], R],
+        actor: Actor,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run a rule in a transaction: all of it is kept, or nothing.
+
+        Raises:
+            StoreBusy: Another process is writing; nothing happened, try again.
+        """
+        transaction = self._transaction
+        transaction.begin(actor)
+        first = transaction.seq
+        done = False
+        try:
+            result = rule(transaction, *args, **kwargs)
+            transaction.end()
+            done = True
+        finally:
+            if not done:
+                transaction.abort()
+        if self.own is not None:
+            self.own.update(map(Seq, range(first, transaction.seq)))
+        return result
+
+    # -- upkeep: rows that no view of the tree, now or then, can see change --
+
+    def set_atime(self, ino: Ino, atime_ns: int) -> None:
+        """Note a read. Reading is not an operation, so there is no record and no version."""
+        self.connection.run("UPDATE inode SET atime_ns = ? WHERE ino = ?", (atime_ns, ino))
+
+    def drop_unlinked(self, ino: Ino) -> None:
+        """Drop the current row of an inode whose last name and last handle are gone.
+
+        The version that had a name became a past row when the name went.
+        """
+        self.connection.run("DELETE FROM inode WHERE ino = ? AND nlink = 0", (ino,))
+
+    def unlinked_inodes(self) -> list[Ino]:
+        """Return inodes without a name that are still there."""
+        return [row[0] for row in self.connection.all("SELECT ino FROM inode WHERE nlink = 0")]
+
+    def add_pack(self, name: str, owner: str) -> None:
+        self.connection.run("INSERT INTO pack (name, owner) VALUES (?, ?)", (name, owner))
+
+    def seal_pack(self, name: str) -> None:
+        self.connection.run("UPDATE pack SET owner = NULL WHERE name = ?", (name,))
+
+    def open_packs(self) -> list[tuple[str, str]]:
+        """Return (name, owner) of packs that a process may still append to."""
+        return [
+            (row[0], row[1])
+            for row in self.connection.all("SELECT name, owner FROM pack WHERE owner IS NOT NULL")
+        ]
+
+    def set_store_value(self, key: str, value: Any) -> None:
+        self.connection.run("INSERT OR REPLACE INTO store (key, value) VALUES (?, ?)", (key, value))
+
+    def add_content_hash(self, ino: Ino, content_seq: Seq, sha256: bytes) -> None:
+        self.connection.run(
+            "INSERT OR IGNORE INTO content_hash (ino, content_seq, sha256) VALUES (?, ?, ?)",
+            (ino, content_seq, sha256),
+        )
+
+    # -- durability; both from worker threads --
+
+    def sync(self) -> None:
+        """Make every committed transaction durable.
+
+        With synchronous=NORMAL a commit is a write to the write-ahead log; what FULL would add is
+        just this fsync. (A checkpoint syncs what it moves, so the log is all there is to sync.)
+        """
+        with self._sync_lock:
+            path = self.connection.path + "-wal"
+            if self._wal_fd < 0:
+                self._wal_fd = os.open(path, os.O_RDONLY)
+            os.fsync(self._wal_fd)
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the database if it has grown. Blocks on the disk."""
+        size = self.connection.wal_bytes()
+        if size < CHECKPOINT_BYTES:
+            return
+        with self._sync_lock:
+            if self._checkpointer is None:
+                self._checkpointer = Connection(self.connection.path)
+            self._checkpointer.checkpoint(restart=size >= RESTART_BYTES)
+
+    def close(self) -> None:
+        with self._sync_lock:
+            if self._checkpointer is not None:
+                self._checkpointer.close()
+            if self._wal_fd >= 0:
+                os.close(self._wal_fd)
+                self._wal_fd = -1
+        self.connection.close()

@@ -1,0 +1,360 @@
+"""Typed reads of the metadata: the current tree (``Reader``) and the tree as of a ``Seq``."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import xxhash
+
+from nexus_engine import errors
+from nexus_engine.meta.connection import Connection
+from nexus_engine.types import ROOT_INO, Dentry, Digest, Extent, Ino, Inode, Name, Path, Seq
+
+# No extent is longer: bounds how far to the left of a range an overlapping one can start.
+EXTENT_MAX_BYTES = 4 * 1024 * 1024
+PATH_DEPTH_MAX = 4096
+
+_INODE = (
+    "i.ino, i.from_seq, i.mode, i.uid, i.gid, i.nlink, i.rdev, i.size, i.atime_ns,"
+    " coalesce(i.touched_ns, i.mtime_ns), coalesce(i.touched_ns, i.ctime_ns),"
+    " i.btime_ns, i.content_seq, i.target"
+)
+_FIND_INODE = f"SELECT {_INODE} FROM inode i WHERE ino = ?"
+_FIND_CHILD = (
+    f"SELECT {_INODE} FROM dentry d JOIN inode i ON i.ino = d.ino"
+    " WHERE d.parent = ? AND d.hash = ? AND d.name = ?"
+)
+_FIND_DENTRY = (
+    "SELECT parent, name, ino, kind, from_seq FROM dentry"
+    " WHERE parent = ? AND hash = ? AND name = ?"
+)
+_LIST = (
+    f"SELECT d.hash, d.name, {_INODE} FROM dentry d CROSS JOIN inode i ON i.ino = d.ino"
+    " WHERE d.parent = ? AND d.hash > ? ORDER BY d.hash, d.name LIMIT ?"
+)
+_LAST_GONE = (
+    "SELECT ino, from_seq, mode, uid, gid, 0, rdev, size, atime_ns, mtime_ns, ctime_ns, btime_ns,"
+    " content_seq, target FROM inode_past WHERE ino = ? ORDER BY to_seq DESC LIMIT 1"
+)
+_EXTENTS = (
+    "SELECT start, length, digest, chunk_offset FROM extent"
+    " WHERE ino = ? AND start < ? AND start > ? AND start + length > ? ORDER BY start"
+)
+
+
+class Listed(NamedTuple):
+    """One entry of a directory listing, with its inode."""
+
+    cookie: int
+    """Where a listing resumes after this entry; stable while others come and go."""
+    name: Name
+    inode: Inode
+
+
+class View(Protocol):
+    """The tree at one moment, now or then."""
+
+    def find_inode(self, ino: Ino) -> Inode | None: ...
+    def get_inode(self, ino: Ino) -> Inode: ...
+    def find_child(self, parent: Ino, name: Name) -> Inode | None: ...
+    def list_children(self, parent: Ino, after: int, limit: int) -> list[Listed]: ...
+    def parent_of(self, ino: Ino) -> Ino: ...
+    def extents(self, ino: Ino, start: int, length: int) -> list[Extent]: ...
+    def find_xattr(self, ino: Ino, name: bytes) -> bytes | None: ...
+    def xattr_names(self, ino: Ino) -> list[bytes]: ...
+
+
+def name_hash(name: bytes) -> int:
+    """Return a name's place in its directory's order: 3 to 2^62 + 2 (1 and 2 are the dots)."""
+    return (xxhash.xxh3_64_intdigest(name) >> 2) + 3
+
+
+class Reader:
+    """The current tree. Also the read half of a transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._one = connection.one
+        self._all = connection.all
+
+    def find_inode(self, ino: Ino) -> Inode | None:
+        row = self._one(_FIND_INODE, (ino,))
+        return None if row is None else Inode._make(row)
+
+    def get_inode(self, ino: Ino) -> Inode:
+        """Return the inode.
+
+        Raises:
+            StaleInode: No such inode now.
+        """
+        row = self._one(_FIND_INODE, (ino,))
+        if row is None:
+            raise errors.StaleInode(f"inode {ino} is gone")
+        return Inode._make(row)
+
+    def find_departed(self, ino: Ino) -> Inode | None:
+        """Return an inode that is gone as it was last, with no links."""
+        row = self._one(_LAST_GONE, (ino,))
+        return None if row is None else Inode._make(row)
+
+    def find_child(self, parent: Ino, name: Name) -> Inode | None:
+        row = self._one(_FIND_CHILD, (parent, name_hash(name), name))
+        return None if row is None else Inode._make(row)
+
+    def find_dentry(self, parent: Ino, name: Name) -> Dentry | None:
+        row = self._one(_FIND_DENTRY, (parent, name_hash(name), name))
+        return None if row is None else Dentry._make(row)
+
+    def list_children(self, parent: Ino, after: int, limit: int) -> list[Listed]:
+        """Return up to ``limit`` entries in directory order, after a cookie (0: from the start)."""
+        return [
+            Listed(row[0], row[1], Inode._make(row[2:]))
+            for row in self._all(_LIST, (parent, after, limit))
+        ]
+
+    def is_empty(self, parent: Ino) -> bool:
+        return self._one("SELECT 1 FROM dentry WHERE parent = ? LIMIT 1", (parent,)) is None
+
+    def dentries_of(self, ino: Ino) -> list[Dentry]:
+        """Return every name of an inode."""
+        rows = self._all(
+            "SELECT parent, name, ino, kind, from_seq FROM dentry WHERE ino = ?"
+            " ORDER BY from_seq, parent, name",
+            (ino,),
+        )
+        return [Dentry._make(row) for row in rows]
+
+    def parent_of(self, ino: Ino) -> Ino:
+        """Return the directory that holds a directory; the root is its own parent."""
+        row = self._one("SELECT parent FROM dentry WHERE ino = ? LIMIT 1", (ino,))
+        return ROOT_INO if row is None else row[0]
+
+    def find_path(self, ino: Ino) -> Path | None:
+        """Return a path of the inode (of its oldest name, where it has several)."""
+        names: list[bytes] = []
+        current = ino
+        while current != ROOT_INO:
+            row = self._one(
+                "SELECT parent, name FROM dentry WHERE ino = ? ORDER BY from_seq LIMIT 1",
+                (current,),
+            )
+            if row is None:
+                return None
+            names.append(row[1])
+            current = row[0]
+            if len(names) > PATH_DEPTH_MAX:
+                raise errors.CorruptMetadata(f"inode {ino} has no way up to the root: run fsck")
+        return Path(b"/".join(reversed(names)))
+
+    def resolve(self, path: Path) -> Inode | None:
+        """Return the inode at a path (no symlinks followed), or ``None``."""
+        return resolve(self, path)
+
+    def extents(self, ino: Ino, start: int, length: int) -> list[Extent]:
+        """Return the extents overlapping a byte range, whole, ascending, disjoint.
+
+        Args:
+            start: Byte offset, >= 0.
+            length: Bytes, > 0; may run past the end of the file.
+
+        Returns:
+            Holes are absent: the caller zero-fills.
+        """
+        end = start + length
+        rows = self._all(_EXTENTS, (ino, end, start - EXTENT_MAX_BYTES, start))
+        return [Extent._make(row) for row in rows]
+
+    def iter_extents(self, ino: Ino) -> Iterator[Extent]:
+        """Yield every extent of a file, ascending."""
+        for row in self._connection.iterate(
+            "SELECT start, length, digest, chunk_offset FROM extent WHERE ino = ? ORDER BY start",
+            (ino,),
+        ):
+            yield Extent._make(row)
+
+    def stored_bytes(self, ino: Ino) -> int:
+        """Return the bytes of a file that are not holes."""
+        row = self._one("SELECT sum(length) FROM extent WHERE ino = ?", (ino,))
+        return (row[0] if row else 0) or 0
+
+    def find_xattr(self, ino: Ino, name: bytes) -> bytes | None:
+        row = self._one("SELECT value FROM xattr WHERE ino = ? AND name = ?", (ino, name))
+        return None if row is None else row[0]
+
+    def xattr_names(self, ino: Ino) -> list[bytes]:
+        return [row[0] for row in self._all("SELECT name FROM xattr WHERE ino = ?", (ino,))]
+
+    def find_chunk(self, digest: Digest) -> tuple[Any, ...] | None:
+        """Return (pack name, offset, stored length, length, codec), or ``None``."""
+        return self._one(
+            "SELECT p.name, c.offset, c.stored_length, c.length, c.codec"
+            " FROM chunk c JOIN pack p ON p.id = c.pack WHERE c.digest = ?",
+            (digest,),
+        )
+
+    def head(self) -> Seq:
+        """Return the last operation's position; 0 in an empty store."""
+        row = self._one("SELECT max(seq) FROM oplog")
+        return Seq((row[0] if row else 0) or 0)
+
+    def count_inodes(self) -> int:
+        row = self._one("SELECT count(*) FROM dentry")
+        return 1 + (row[0] if row else 0)
+
+    def store_value(self, key: str) -> Any:
+        row = self._one("SELECT value FROM store WHERE key = ?", (key,))
+        return None if row is None else row[0]
+
+    def find_content_hash(self, ino: Ino, content_seq: Seq) -> bytes | None:
+        row = self._one(
+            "SELECT sha256 FROM content_hash WHERE ino = ? AND content_seq = ?", (ino, content_seq)
+        )
+        return None if row is None else row[0]
+
+
+def resolve(view: View, path: Path) -> Inode | None:
+    """Return the inode at a path of a view (no symlinks followed), or ``None``."""
+    inode: Inode | None = view.find_inode(ROOT_INO)
+    for part in path.split(b"/") if path else ():
+        if inode is None or not inode.is_dir:
+            return None
+        inode = view.find_child(inode.ino, Name(part))
+    return inode
+
+
+_PAST_INODE = (
+    "ino, from_seq, mode, uid, gid, nlink, rdev, size, atime_ns, mtime_ns, ctime_ns, btime_ns,"
+    " content_seq, target"
+)
+_FIND_INODE_ASOF = (
+    f"SELECT {_PAST_INODE} FROM inode WHERE ino = ?1 AND from_seq <= ?2 AND nlink > 0"
+    f" UNION ALL SELECT * FROM (SELECT {_PAST_INODE} FROM inode_past"
+    "  WHERE ino = ?1 AND to_seq > ?2 ORDER BY to_seq LIMIT 1) WHERE from_seq <= ?2 LIMIT 1"
+)
+_FIND_DENTRY_ASOF = (
+    "SELECT ino FROM dentry WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND from_seq <= ?4"
+    " UNION ALL SELECT ino FROM (SELECT ino, from_seq FROM dentry_past"
+    "  WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND to_seq > ?4 ORDER BY to_seq LIMIT 1)"
+    " WHERE from_seq <= ?4 LIMIT 1"
+)
+# Each table is read in its own order and merged: both keys begin with (parent, hash, name).
+_LIST_ASOF = (
+    "SELECT hash, name, ino FROM dentry"
+    " WHERE parent = ?1 AND hash > ?2 AND from_seq <= ?3"
+    " UNION ALL SELECT hash, name, ino FROM dentry_past"
+    " WHERE parent = ?1 AND hash > ?2 AND from_seq <= ?3 AND to_seq > ?3"
+    " ORDER BY hash, name LIMIT ?4"
+)
+# The newest change of a child at or before the moment, and how many children are directories.
+_CHILD_CHANGE_ASOF = (
+    "SELECT max(coalesce((SELECT max(from_seq) FROM dentry WHERE parent = ?1 AND from_seq <= ?2), 0),"
+    " coalesce((SELECT max(from_seq) FROM dentry_past WHERE parent = ?1 AND from_seq <= ?2), 0),"
+    " coalesce((SELECT max(to_seq) FROM dentry_past WHERE parent = ?1 AND to_seq <= ?2), 0))"
+)
+_SUBDIRECTORIES_ASOF = (
+    "SELECT (SELECT count(*) FROM dentry WHERE parent = ?1 AND kind = 16384 AND from_seq <= ?2)"
+    " + (SELECT count(*) FROM dentry_past WHERE parent = ?1 AND kind = 16384 AND from_seq <= ?2"
+    "    AND to_seq > ?2)"
+)
+# For one start the past intervals are disjoint: of those that end after the moment, the first is
+# the only candidate. Starts are found by hopping through the index, not by reading every version.
+_EXTENTS_ASOF = (
+    "WITH RECURSIVE hop (start) AS ("
+    " SELECT (SELECT min(start) FROM extent_past WHERE ino = ?1 AND start > ?2 AND start < ?3)"
+    " UNION ALL SELECT (SELECT min(p.start) FROM extent_past p"
+    "  WHERE p.ino = ?1 AND p.start > hop.start AND p.start < ?3)"
+    " FROM hop WHERE hop.start IS NOT NULL)"
+    " SELECT start, length, digest, chunk_offset FROM extent"
+    "  WHERE ino = ?1 AND start > ?2 AND start < ?3 AND start + length > ?4 AND from_seq <= ?5"
+    " UNION ALL SELECT p.start, p.length, p.digest, p.chunk_offset FROM hop JOIN extent_past p"
+    "  ON p.ino = ?1 AND p.start = hop.start AND p.to_seq ="
+    "   (SELECT min(q.to_seq) FROM extent_past q"
+    "    WHERE q.ino = ?1 AND q.start = hop.start AND q.to_seq > ?5)"
+    "  WHERE p.from_seq <= ?5 AND p.start + p.length > ?4"
+    " ORDER BY 1"
+)
+_XATTR_ASOF = (
+    "SELECT name, value FROM xattr WHERE ino = ?1 AND from_seq <= ?2"
+    " UNION ALL SELECT name, value FROM xattr_past WHERE ino = ?1 AND from_seq <= ?2 AND to_seq > ?2"
+)
+
+
+class AsOfReader:
+    """The tree as it was after operation ``seq``. Immutable, so everything may be cached."""
+
+    def __init__(self, connection: Connection, seq: Seq) -> None:
+        self.seq = seq
+        self._connection = connection
+        self._one = connection.one
+        self._all = connection.all
+
+    def find_inode(self, ino: Ino) -> Inode | None:
+        row = self._one(_FIND_INODE_ASOF, (ino, self.seq))
+        if row is None:
+            return None
+        inode = Inode._make(row)
+        return self._with_derived(inode) if stat.S_ISDIR(inode.mode) else inode
+
+    def _with_derived(self, directory: Inode) -> Inode:
+        """Put back what a directory's children decide: mtime, ctime, nlink."""
+        changed = (self._one(_CHILD_CHANGE_ASOF, (directory.ino, self.seq)) or (0,))[0]
+        subdirectories = (self._one(_SUBDIRECTORIES_ASOF, (directory.ino, self.seq)) or (0,))[0]
+        directory = directory._replace(nlink=2 + subdirectories)
+        if changed <= directory.from_seq:
+            return directory
+        row = self._one("SELECT time_ns FROM oplog WHERE seq = ?", (changed,))
+        if row is None:
+            return directory
+        return directory._replace(mtime_ns=row[0], ctime_ns=row[0])
+
+    def get_inode(self, ino: Ino) -> Inode:
+        """Return the inode.
+
+        Raises:
+            StaleInode: It did not exist at this moment.
+        """
+        inode = self.find_inode(ino)
+        if inode is None:
+            raise errors.StaleInode(f"inode {ino} did not exist after operation {self.seq}")
+        return inode
+
+    def find_child(self, parent: Ino, name: Name) -> Inode | None:
+        row = self._one(_FIND_DENTRY_ASOF, (parent, name_hash(name), name, self.seq))
+        return None if row is None else self.find_inode(row[0])
+
+    def find_dentry_ino(self, parent: Ino, name: Name) -> Ino | None:
+        """Return what a name meant, without its inode."""
+        row = self._one(_FIND_DENTRY_ASOF, (parent, name_hash(name), name, self.seq))
+        return None if row is None else row[0]
+
+    def list_children(self, parent: Ino, after: int, limit: int) -> list[Listed]:
+        """Return up to ``limit`` entries in directory order, after a cookie (0: from the start)."""
+        listed = []
+        for cookie, name, ino in self._all(_LIST_ASOF, (parent, after, self.seq, limit)):
+            inode = self.find_inode(ino)
+            if inode is not None:
+                listed.append(Listed(cookie, name, inode))
+        return listed
+
+    def parent_of(self, ino: Ino) -> Ino:
+        row = self._one(
+            "SELECT parent FROM dentry WHERE ino = ?1 AND from_seq <= ?2 UNION ALL"
+            " SELECT parent FROM dentry_past WHERE ino = ?1 AND from_seq <= ?2 AND to_seq > ?2"
+            " LIMIT 1",
+            (ino, self.seq),
+        )
+        return ROOT_INO if row is None else row[0]
+
+    def extents(self, ino: Ino, start: int, length: int) -> list[Extent]:
+        """Return the extents overlapping a byte range, as ``Reader.extents`` does."""
+        end = start + length
+        rows = self._all(_EXTENTS_ASOF, (ino, start - EXTENT_MAX_BYTES, end, start, self.seq))
+        return [Extent._make(row) for row in rows]
+
+    def find_xattr(self, ino: Ino, name: bytes) -> bytes | None:
+        return dict(self._all(_XATTR_ASOF, (ino, self.seq))).get(name)
+
+    def xattr_names(self, ino: Ino) -> list[bytes]:
+        return [row[0] for row in self._all(_XATTR_ASOF, (ino, self.seq))]

@@ -1,0 +1,45 @@
+"""POSIX permission bits, decided without touching anything.
+
+On a mount the kernel checks the same bits itself (``default_permissions``); these functions serve
+callers that do not come through the kernel, undo above all.
+
+Source: path_resolution(7), inode(7).
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Collection
+
+from nexus_engine import errors
+from nexus_engine.types import Inode
+
+READ, WRITE, SEARCH = 4, 2, 1
+
+
+def allows(inode: Inode, want: int, uid: int, gids: Collection[int]) -> bool:
+    """Return whether the bits grant every access in ``want`` (READ, WRITE, SEARCH or-ed)."""
+    if uid == 0:
+        # Root may do all but execute what nobody may execute.
+        return not want & SEARCH or inode.is_dir or bool(inode.mode & 0o111)
+    if uid == inode.uid:
+        bits = inode.mode >> 6
+    elif inode.gid in gids:
+        bits = inode.mode >> 3
+    else:
+        bits = inode.mode
+    return bits & want == want
+
+
+def may_remove(directory: Inode, child: Inode, uid: int, gids: Collection[int]) -> bool:
+    """Return whether a name may be removed from a directory, the sticky bit included."""
+    if not allows(directory, WRITE | SEARCH, uid, gids):
+        return False
+    sticky = directory.mode & stat.S_ISVTX
+    return uid == 0 or not sticky or uid in (child.uid, directory.uid)
+
+
+def require_owner(inode: Inode, uid: int) -> None:
+    """Refuse who is neither the owner nor root."""
+    if uid not in (0, inode.uid):
+        raise errors.OperationNotPermitted("only the owner may change this")

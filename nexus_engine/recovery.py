@@ -1,0 +1,137 @@
+"""Finish what processes that died left in the store.
+
+A dead process leaves packs that nobody sealed, and in them intents: sessions whose programs were
+told that their bytes are kept. Each such session that the log does not have yet becomes its
+``write`` record now, under the name of who wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import stat
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from nexus_engine import errors
+from nexus_engine.cas.pack import KIND_CHUNK, KIND_INTENT
+from nexus_engine.fs.files import Intent, WriteSession, commit_session
+from nexus_engine.store import Store, is_alive
+from nexus_engine.types import Actor, Digest, Ino
+
+log = logging.getLogger(__name__)
+
+_decode_intent = msgspec.msgpack.Decoder(Intent).decode
+
+
+class Recovered(NamedTuple):
+    """What recovery did."""
+
+    packs: int
+    sessions: int
+    unlinked: int
+
+
+def recover(store: Store) -> Recovered:
+    """Take over from every process that is gone. Quick where there is none.
+
+    Safe to be interrupted and run again: a session that was committed is found in the log.
+    """
+    dead = [(name, owner) for name, owner in store.database.open_packs() if not is_alive(owner)]
+    intents: dict[bytes, Intent] = {}
+    locations: dict[Digest, tuple[Any, ...]] = {}
+    for name, _ in dead:
+        _read_pack(store, name, intents, locations)
+    sessions = 0
+    for intent in _uncommitted(store, intents.values()):
+        sessions += _finish(store, intent, locations)
+    for name, _ in dead:
+        store.upkeep(store.database.seal_pack, name)
+    unlinked = 0
+    if not _others_alive(store):
+        for ino in store.database.unlinked_inodes():
+            store.upkeep(store.database.drop_unlinked, ino)
+            unlinked += 1
+    if dead:
+        log.warning(
+            "recovered from a process that died: %d packs, %d unfinished writes",
+            len(dead),
+            sessions,
+        )
+    return Recovered(len(dead), sessions, unlinked)
+
+
+def _read_pack(
+    store: Store,
+    name: str,
+    intents: dict[bytes, Intent],
+    locations: dict[Digest, tuple[Any, ...]],
+) -> None:
+    """Collect a pack's chunks and the last intent of each session."""
+    scan = store.chunks.scan(name)
+    try:
+        for record in scan:
+            if record.kind == KIND_CHUNK:
+                locations[record.digest] = (
+                    name, record.offset, record.stored_length, record.length, record.codec,
+                )  # fmt: skip
+            elif record.kind == KIND_INTENT:
+                try:
+                    intent = _decode_intent(record.payload)
+                except msgspec.DecodeError as error:
+                    log.error("pack %s: unreadable intent at %d: %s", name, record.offset, error)
+                    continue
+                known = intents.get(intent.session)
+                if known is None or known.flushes < intent.flushes:
+                    intents[intent.session] = intent
+    except errors.ObjectNotFound:
+        log.warning("pack %s was registered but never written", name)
+
+
+def _uncommitted(store: Store, intents: Iterable[Intent]) -> list[Intent]:
+    """Return the intents that no record in the log covers, oldest first."""
+    wanted = list(intents)
+    if not wanted:
+        return []
+    rows = store.database.connection.iterate(
+        "SELECT details FROM oplog WHERE seq > ? AND kind = 'write'",
+        (min(intent.head for intent in wanted),),
+    )
+    committed: dict[str, int] = {}
+    for (text,) in rows:
+        details = json.loads(text)
+        committed[details["session"]] = details["flushes"]
+    return sorted(
+        (i for i in wanted if committed.get(i.session.hex(), -1) < i.flushes),
+        key=lambda i: (i.mtime_ns, i.head),
+    )
+
+
+def _finish(store: Store, intent: Intent, locations: dict[Digest, tuple[Any, ...]]) -> bool:
+    inode = store.reader.find_inode(Ino(intent.ino))
+    if inode is None or not stat.S_ISREG(inode.mode):
+        return False
+    session = WriteSession.from_intent(intent, inode)
+    missing = [
+        extent
+        for extent in session.staged.all()
+        if extent.digest not in locations and store.reader.find_chunk(extent.digest) is None
+    ]
+    if missing:
+        log.error(
+            "a write to inode %d by pid %d cannot be finished: %d of its chunks did not reach the"
+            " disk; the file keeps its content from before",
+            intent.ino, session.actor.pid, len(missing),
+        )  # fmt: skip
+        return False
+    committed = store.transact(
+        commit_session, Actor._make(intent.actor), session, lambda digest: locations.get(digest)
+    )
+    return committed is not None
+
+
+def _others_alive(store: Store) -> bool:
+    owners = {owner for _, owner in store.database.open_packs()}
+    return any(owner != store.owner and is_alive(owner) for owner in owners)

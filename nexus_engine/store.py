@@ -1,0 +1,261 @@
+"""A store on disk: its directory, its database and its packs, opened by one process.
+
+::
+
+    STORE/meta.db      metadata and log (SQLite)
+    STORE/packs/ab/…   chunks
+    STORE/store.yaml   settings, optional
+    STORE/peers/…      a socket for each process that has the store open
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path as FilePath
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import anyio
+
+from nexus_engine import errors
+from nexus_engine.backends.local import LocalObjectStore
+from nexus_engine.cas.store import ChunkStore, Location
+from nexus_engine.clock import Clock, SystemClock, uuid7
+from nexus_engine.config import StoreConfig, load_config
+from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
+from nexus_engine.meta.database import Database
+from nexus_engine.meta.reader import Reader
+from nexus_engine.meta.transaction import Transaction
+from nexus_engine.records import Change
+from nexus_engine.types import ROOT_INO, Actor, Digest, Inode, Path, Seq
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BUSY_LIMIT_S = 30.0
+"""A writer waits this long for another process's transaction."""
+_MIB = 1024 * 1024
+
+
+class Store:
+    """The open store. Use from one thread, but for ``sync`` and ``checkpoint``."""
+
+    def __init__(self, path: FilePath, database: Database, config: StoreConfig, clock: Clock):
+        self.path = path
+        self.config = config
+        self.clock = clock
+        self.database = database
+        self.reader = database.reader
+        self._thread = threading.get_ident()
+        self._readers = threading.local()
+        self._reader_connections: list[Connection] = []
+        self.owner = process_identity()
+        self.chunks = ChunkStore(
+            LocalObjectStore(path),
+            path / "packs",
+            find=self._find_chunk,
+            on_new_pack=self._add_pack,
+            cache_bytes=config.chunk_cache_mib * _MIB,
+        )
+
+    @classmethod
+    def open(cls, path: FilePath, *, clock: Clock | None = None) -> Store:
+        """Open an existing store.
+
+        Raises:
+            StoreNotFound, StoreInaccessible, StoreVersion, CorruptMetadata.
+        """
+        if not (path / DATABASE_NAME).exists():
+            if not os.access(path.parent if not path.exists() else path, os.X_OK):
+                raise errors.StoreInaccessible(f"no permission to look into {path}")
+            raise errors.StoreNotFound(f"no store at {path}; nexus-ctl mount makes one")
+        config = load_config(path)
+        connection = Connection(str(path / DATABASE_NAME))
+        done = False
+        try:
+            _retry(migrate, connection)
+            done = True
+        finally:
+            if not done:
+                connection.close()
+        clock = clock or SystemClock()
+        return cls(path, Database(connection, clock), config, clock)
+
+    @classmethod
+    def create(cls, path: FilePath, actor: Actor, *, clock: Clock | None = None) -> Store:
+        """Make an empty store and open it.
+
+        Raises:
+            StoreExists: There is one, or the directory holds something else.
+        """
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise errors.StoreExists(f"{path} is not empty")
+            (path / "packs").mkdir(mode=0o700)
+            (path / "peers").mkdir(mode=0o700)
+            os.close(os.open(path / DATABASE_NAME, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise errors.StoreInaccessible(f"cannot make a store: {error}") from error
+        connection = Connection(str(path / DATABASE_NAME), create=True)
+        migrate(connection)
+        clock = clock or SystemClock()
+        database = Database(connection, clock)
+        for key in ("store_id", "tenant_id"):
+            identity = uuid7(clock.time_ns(), clock.random_bytes(10)).hex()
+            database.set_store_value(key, identity)
+        database.set_store_value("created_ns", clock.time_ns())
+        database.set_store_value("next_ino", ROOT_INO + 1)
+        database.transact(_make_root, actor)
+        database.sync()
+        for directory in (path, path.parent):
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            os.fsync(fd)
+            os.close(fd)
+        database.close()
+        return cls.open(path, clock=clock)
+
+    # -- changing things --
+
+    async def write(
+        self,
+        rule: Callable[Concatenate[Transaction, P], R],
+        actor: Actor,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run a rule in a transaction, in the event loop; wait only for other processes."""
+        transact = self.database.transact
+        try:
+            return transact(rule, actor, *args, **kwargs)
+        except errors.StoreBusy:
+            pass
+        delay_s, deadline_s = 0.0005, time.monotonic() + BUSY_LIMIT_S
+        while True:
+            # Asking again beats a thread that waits: the transactions of others are short, and a
+            # request that is cancelled leaves nothing behind.
+            await anyio.sleep(delay_s)
+            try:
+                return transact(rule, actor, *args, **kwargs)
+            except errors.StoreBusy:
+                if time.monotonic() > deadline_s:
+                    raise
+            delay_s = min(delay_s * 2, 0.05)
+
+    def transact(
+        self,
+        rule: Callable[Concatenate[Transaction, P], R],
+        actor: Actor,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run a rule in a transaction; blocks while another process writes."""
+        return _retry(self.database.transact, rule, actor, *args, **kwargs)
+
+    def upkeep(self, action: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one of the database's upkeep methods; blocks while another process writes."""
+        return _retry(action, *args, **kwargs)
+
+    def locate(self, digest: Digest) -> tuple[Any, ...] | None:
+        """Return where a chunk is that the index does not know yet."""
+        return self.chunks.pending(digest)
+
+    # -- durability; from any thread --
+
+    def sync(self) -> None:
+        """Make everything committed, and every intent, durable. Chunks before what names them."""
+        self.chunks.sync()
+        self.database.sync()
+
+    def close(self) -> None:
+        """Sync and close."""
+        self.chunks.close()
+        for name, owner in self.database.open_packs():
+            if owner == self.owner:
+                self.upkeep(self.database.seal_pack, name)
+        self.database.sync()
+        for connection in self._reader_connections:
+            connection.close()
+        self.database.close()
+
+    # -- callbacks of the chunk store, which may come from worker threads --
+
+    def _find_chunk(self, digest: Digest) -> Location | None:
+        row = self._thread_reader().find_chunk(digest)
+        return None if row is None else Location._make(row)
+
+    def _add_pack(self, name: str) -> None:
+        if threading.get_ident() == self._thread:
+            self.upkeep(self.database.add_pack, name, self.owner)
+        else:
+            connection = Connection(str(self.path / DATABASE_NAME))
+            _retry(Database(connection, self.clock).add_pack, name, self.owner)
+            connection.close()
+
+    def _thread_reader(self) -> Reader:
+        """Return a reader for the calling thread: a connection serves one thread at a time."""
+        if threading.get_ident() == self._thread:
+            return self.reader
+        reader: Reader | None = getattr(self._readers, "reader", None)
+        if reader is None:
+            connection = Connection(str(self.path / DATABASE_NAME))
+            self._reader_connections.append(connection)
+            reader = self._readers.reader = Reader(connection)
+        return reader
+
+
+def process_identity(pid: int | None = None) -> str:
+    """Return a name for a process that no other process, now or later, has."""
+    pid = os.getpid() if pid is None else pid
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        start_ticks = file.read().rpartition(b")")[2].split()[19].decode()
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        boot = file.read().strip()
+    return f"{boot}:{pid}:{start_ticks}"
+
+
+def is_alive(owner: str) -> bool:
+    """Tell whether the process that ``process_identity`` named still runs."""
+    try:
+        return process_identity(int(owner.split(":")[1])) == owner
+    except (OSError, IndexError, ValueError):
+        return False
+
+
+def _make_root(tx: Transaction) -> Seq:
+    now, actor = tx.now_ns, tx.actor
+    tx.add_inode(
+        Inode(
+            ROOT_INO,
+            tx.seq,
+            0o040755,
+            actor.uid,
+            actor.gid,
+            2,
+            0,
+            0,
+            now,
+            now,
+            now,
+            now,
+            tx.seq,
+            None,
+        )  # fmt: skip
+    )
+    return tx.commit(Change("mkdir", ROOT_INO, Path(b""), details={"mode": 0o040755}))
+
+
+def _retry(action: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    delay_s, deadline_s = 0.0005, time.monotonic() + BUSY_LIMIT_S
+    while True:
+        try:
+            return action(*args, **kwargs)
+        except errors.StoreBusy:
+            if time.monotonic() > deadline_s:
+                raise
+        time.sleep(delay_s)
+        delay_s = min(delay_s * 2, 0.05)

@@ -1,0 +1,14 @@
+"""Nexus side by side with other filesystems: the same work, in turns, in one run.
+
+::
+
+    cli.py        arguments, set-up, exit code
+    runner.py     rounds and turns; owns the worker
+    systems.py    what is measured: mounts it, knows its daemon, takes it down
+    counting.py   requests that the kernel sent; CPU time of the daemon
+    worker.py     the client process that does the work
+    workloads.py  the work: prepare, run, verify
+    content.py    deterministic bytes to write
+    memfs.py      an in-memory filesystem that does nothing else: the ceiling
+    report.py     medians, ratios, the table, the JSON
+"""

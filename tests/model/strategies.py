@@ -1,0 +1,195 @@
+"""What the machine draws: names, places in the tree, sizes, bytes, flags."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from .reference import KEEP, NAME_MAX, RENAME_EXCHANGE, RENAME_NOREPLACE, Kind
+
+MIB = 1 << 20
+XATTR_VALUE_MAX = 60_000
+
+NAMES = (
+    b"a",
+    b"b",
+    b"c",
+    b"report.txt",
+    b"A",
+    b".hidden",
+    b"-rf",
+    b"new\nline",
+    b" ",
+    b"caf\xe9",  # Latin-1: not UTF-8
+    b"\xff\xfe\x80",
+    "caf\u00e9".encode(),
+    b"n" * NAME_MAX,
+    "\u00e9".encode() * 127 + b"x",  # 255 bytes, 128 characters
+    b"\xfe" * NAME_MAX,
+)
+TOO_LONG = (b"n" * (NAME_MAX + 1), "\u00e9".encode() * 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """The path number ``index`` (modulo their count) of those of a kind; any kind if none."""
+
+    index: int
+    kind: Kind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Under:
+    """A name, which may or may not exist, in some directory or (wrongly) under a file."""
+
+    parent: Existing
+    name: bytes
+
+
+Spot = Existing | Under
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """``length`` bytes that ``seed`` determines; cheap to draw, to shrink and to make."""
+
+    seed: int
+    length: int
+
+    def data(self) -> bytes:
+        return _filled(self.seed, self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a burst on one file, as fsx makes them."""
+
+    op: str
+    offset: int
+    fill: Fill
+
+
+@lru_cache(maxsize=64)
+def _filled(seed: int, length: int) -> bytes:
+    if seed == 0:
+        return bytes(length)
+    if seed == 1:  # compresses, and repeats within a chunk
+        return (b"the same line again\n" * (length // 20 + 1))[:length]
+    if seed == 2:  # every position is recognisable
+        return b"".join(n.to_bytes(8, "big") for n in range(length // 8 + 1))[:length]
+    return random.Random(seed).randbytes(length)
+
+
+def _is_name(name: bytes) -> bool:
+    # A virtual .nexus is in every directory of a mount: not ours to create.
+    return name not in (b".", b"..", b".nexus")
+
+
+_byte = st.sampled_from([n for n in range(1, 256) if n != ord("/")])
+new_names = st.lists(_byte, min_size=1, max_size=12).map(bytes).filter(_is_name)
+_pool = st.sampled_from(NAMES)
+_index = st.integers(0, 40)
+
+
+def names(drawn: SearchStrategy[bytes]) -> SearchStrategy[bytes]:
+    """Mostly names that other directories have too, now and then one that is too long."""
+    few = st.sampled_from(NAMES[:4])
+    return st.one_of(few, few, few, _pool, _pool, drawn, st.sampled_from(TOO_LONG))
+
+
+def existing(*kinds: Kind | None) -> SearchStrategy[Existing]:
+    return st.builds(Existing, _index, st.sampled_from(kinds or (None,)))
+
+
+def spots(drawn: SearchStrategy[bytes], *kinds: Kind | None) -> SearchStrategy[Spot]:
+    """Mostly something that exists, of these kinds; sometimes anything, sometimes nothing."""
+    there = existing(*kinds)
+    return st.one_of(there, there, there, existing(), unders(drawn))
+
+
+def unders(drawn: SearchStrategy[bytes]) -> SearchStrategy[Under]:
+    directory = existing(Kind.DIRECTORY)
+    parent = st.one_of(directory, directory, directory, directory, directory, existing())
+    return st.builds(Under, parent, names(drawn))
+
+
+_small = st.integers(0, 64)
+_around_pages = st.builds(
+    lambda page, off: max(0, page * 4096 + off), st.integers(0, 20), st.integers(-2, 2)
+)
+_medium = st.integers(0, 300 * 1024)
+_around_chunks = st.builds(
+    lambda chunk, off: chunk * MIB + off, st.integers(1, 2), st.sampled_from([-4097, -1, 0, 1, 777])
+)
+# One in eight crosses a chunk; the rest keeps the run quick.
+sizes = st.one_of(_small, _small, _around_pages, _around_pages, _medium, _medium, _medium,
+                  _around_chunks)  # fmt: skip
+lengths = st.one_of(_small, _small, _small, _around_pages, _around_pages, _medium, _medium,
+                    _around_chunks)  # fmt: skip
+fills = st.builds(Fill, st.integers(0, 9), lengths)
+
+bursts = st.lists(
+    st.builds(
+        Step,
+        st.sampled_from(["write", "write", "write", "read", "read", "truncate", "sync", "reopen"]),
+        sizes,
+        fills,
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+modes = st.sampled_from([0o644, 0o600, 0o755, 0o777, 0o700, 0o640, 0o4755, 0o2775, 0o2644, 0o1755])
+ids = st.sampled_from([KEEP, 0, 1, 1000, 65534, 100_000])
+rename_flags = st.sampled_from(
+    [0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_NOREPLACE | RENAME_EXCHANGE]
+)
+# ext4 ends in 2446, and 1901 is the earliest time with 32 bits.
+times_ns = st.one_of(
+    st.sampled_from([0, 1, -1, 999_999_999, 1_000_000_000, 1_600_000_000_123_456_789]),
+    st.integers(-(2**31) * 10**9, 2**33 * 10**9),
+)
+
+_access = st.sampled_from([os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR])
+_extra = st.sampled_from(
+    [0, 0, 0, os.O_TRUNC, os.O_APPEND, os.O_APPEND, os.O_TRUNC | os.O_APPEND, os.O_NOFOLLOW]
+)
+open_flags = st.builds(lambda access, extra: access | extra, _access, _extra)
+create_flags = st.builds(
+    lambda flags, excl: flags | os.O_CREAT | excl, open_flags, st.sampled_from([0, 0, os.O_EXCL])
+)
+
+xattr_names = st.sampled_from(
+    [
+        b"user.a",
+        b"user.b",
+        b"user.mime_type",
+        b"user.caf\xe9",
+        b"user." + b"x" * 250,
+        b"user." + b"x" * 251,  # one byte too long
+    ]
+)
+xattr_values = st.builds(
+    Fill,
+    st.integers(0, 9),
+    st.one_of(_small, _small, st.just(255), st.just(1000), st.just(XATTR_VALUE_MAX)),
+)
+xattr_flags = st.sampled_from([0, 0, os.XATTR_CREATE, os.XATTR_REPLACE])
+
+
+def targets(drawn: SearchStrategy[bytes]) -> SearchStrategy[bytes]:
+    """Symlink targets: neighbours, cousins, loops, dangling, absolute, very long, empty."""
+    near = names(drawn)
+    return st.one_of(
+        near,
+        near,
+        st.builds(lambda name: b"../" + name, near),
+        st.builds(lambda one, two: one + b"/" + two, near, near),
+        st.sampled_from([b".", b"..", b"a/..", b"./a", b"/nowhere", b"\xff\xff/x", b""]),
+        st.sampled_from([b"t" * 4095, b"t" * 4096]),
+    )
