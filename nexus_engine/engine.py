@@ -25,7 +25,7 @@ from nexus_engine.meta.reader import AsOfReader, Listed, View
 from nexus_engine.oplog.tail import Stale, Tail
 from nexus_engine.recovery import recover
 from nexus_engine.store import Store
-from nexus_engine.types import Actor, FsUsage, Ino, Inode, Name, Seq
+from nexus_engine.types import NAME_MAX, Actor, FsUsage, Ino, Inode, Name, Seq
 
 R = TypeVar("R")
 
@@ -63,7 +63,13 @@ class Engine:
     # -- the tree --
 
     async def lookup(self, parent: Ino, name: Name) -> Inode | None:
-        """Return what a name means now, or ``None``."""
+        """Return what a name means now, or ``None``.
+
+        Raises:
+            NameTooLong: No name is that long, which is not the same as being absent.
+        """
+        if len(name) > NAME_MAX:
+            raise errors.NameTooLong(f"name of {len(name)} bytes; at most {NAME_MAX}")
         inode = self.reader.find_child(parent, name)
         return None if inode is None else self.content.over(inode)
 
@@ -281,6 +287,12 @@ class Engine:
                 await self.sync()
                 self._synced_head = head
             await anyio.to_thread.run_sync(self.store.database.checkpoint)
+            await anyio.to_thread.run_sync(self.store.chunks.seal_full)
+            self.store.note_sealed_packs()
+
+    def figures(self) -> dict[str, int]:
+        """Return the engine's own gauges, for status displays."""
+        return self.content.figures() | {"wal_bytes": self.store.database.connection.wal_bytes()}
 
     async def usage(self) -> FsUsage:
         """Return what statfs(2) reports: the space of the disk that the packs are on."""

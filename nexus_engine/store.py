@@ -171,12 +171,18 @@ class Store:
         self.chunks.sync()
         self.database.sync()
 
+    def note_sealed_packs(self) -> None:
+        """Enter into the database which of our packs are complete."""
+        sealed = [pack for pack in self.chunks.packs_written() if pack.sealed]
+        for pack in sealed:
+            note = self.database.seal_pack if pack.length else self.database.remove_pack
+            self.upkeep(note, pack.pack)
+        self.chunks.forget_sealed(pack.pack for pack in sealed)
+
     def close(self) -> None:
         """Sync and close."""
         self.chunks.close()
-        for name, owner in self.database.open_packs():
-            if owner == self.owner:
-                self.upkeep(self.database.seal_pack, name)
+        self.note_sealed_packs()
         self.database.sync()
         for connection in self._reader_connections:
             connection.close()

@@ -277,6 +277,15 @@ class Content:
             ):
                 await self.seal(file)
 
+    def figures(self) -> dict[str, int]:
+        """Return how many files are open and how much of them is not in chunks yet."""
+        sessions = sum(file.session is not None for file in self._files.values())
+        return {
+            "open_files": len(self._files),
+            "write_sessions": sessions,
+            "dirty_bytes": self._dirty_bytes,
+        }
+
     async def _in_thread(self, action: Callable[[], R]) -> R:
         return await anyio.to_thread.run_sync(action, limiter=self._threads)
 

@@ -89,6 +89,10 @@ class Database:
     def seal_pack(self, name: str) -> None:
         self.connection.run("UPDATE pack SET owner = NULL WHERE name = ?", (name,))
 
+    def remove_pack(self, name: str) -> None:
+        """Forget a pack that nothing was written to."""
+        self.connection.run("DELETE FROM pack WHERE name = ?", (name,))
+
     def open_packs(self) -> list[tuple[str, str]]:
         """Return (name, owner) of packs that a process may still append to."""
         return [

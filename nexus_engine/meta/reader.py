@@ -203,6 +203,11 @@ class Reader:
         row = self._one("SELECT count(*) FROM dentry")
         return 1 + (row[0] if row else 0)
 
+    def find_snapshot(self, name: str) -> Seq | None:
+        """Return the moment that a snapshot's name stands for, or ``None``."""
+        row = self._one("SELECT seq FROM snapshot WHERE name = ?", (name,))
+        return None if row is None else row[0]
+
     def store_value(self, key: str) -> Any:
         row = self._one("SELECT value FROM store WHERE key = ?", (key,))
         return None if row is None else row[0]

@@ -13,10 +13,12 @@ BLOCK_BYTES = 1 << 20
 FIXED_MTIME_S = 1_700_000_000
 
 _WORDS = (
-    "buffer index value parent child node entry cursor offset length limit result error "
-    "handle request reply config option path name size count total first last next state "
-    "read write open close flush sync commit lookup create remove rename encode decode"
-).split()
+    "buffer", "index", "value", "parent", "child", "node", "entry", "cursor", "offset",
+    "length", "limit", "result", "error", "handle", "request", "reply", "config", "option",
+    "path", "name", "size", "count", "total", "first", "last", "next", "state", "read", "write",
+    "open", "close", "flush", "sync", "commit", "lookup", "create", "remove", "rename",
+    "encode", "decode",
+)  # fmt: skip
 _PATTERNS = (
     "    {a} = self._{b}.{c}({a}, {b}_{n})",
     "    if {a} is None or {b}.{c} > {n}:",

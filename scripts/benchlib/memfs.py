@@ -34,6 +34,12 @@ from pyfuse3 import (
 CACHE_TIMEOUT_S = 3600
 BLOCK_BYTES = 4096
 COUNTS_XATTR = b"user.bench.requests"
+COUNTED = (
+    "lookup", "getattr", "setattr", "readlink", "mknod", "mkdir", "symlink", "link", "unlink",
+    "rmdir", "rename", "create", "open", "read", "write", "flush", "release", "opendir",
+    "readdir", "releasedir", "statfs", "setxattr", "listxattr", "removexattr", "fsync",
+    "fsyncdir",
+)  # fmt: skip
 
 
 class Inode:
@@ -351,11 +357,7 @@ class FlushingFilesystem(MemoryFilesystem):
 def count_requests(operations: MemoryFilesystem) -> None:
     """Count handler calls, readable as an xattr of the root: where the kernel cannot tell."""
     counts: Counter[str] = Counter()
-    for name in (
-        "lookup getattr setattr readlink mknod mkdir symlink link unlink rmdir rename create "
-        "open read write flush release opendir readdir releasedir statfs setxattr listxattr "
-        "removexattr fsync fsyncdir"
-    ).split():
+    for name in COUNTED:
         setattr(operations, name, _counted(counts, name, getattr(operations, name)))
     getxattr = operations.getxattr
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ class Worker:
         Raises:
             WorkerLost: none came in time.
         """
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
         deadline = time.monotonic() + STEP_LIMIT_S
         while b"\n" not in self._received:
@@ -74,14 +76,13 @@ class Worker:
             return
         process, self._process, self._received = self._process, None, b""
         process.kill()
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.close()
         process.stdout.close()
         # A client that waits for a hung daemon ends when that daemon does, not before.
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            pass
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._process = subprocess.Popen(

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -70,6 +71,8 @@ class System(abc.ABC):
 
     def kill(self) -> None:
         """End the daemon at once, so that whoever waits for it gets an error."""
+        for pid in self.daemon_pids():
+            _signal(pid, signal.SIGKILL)
 
     @property
     def alive(self) -> bool:
@@ -123,10 +126,6 @@ class FuseSystem(System):
 
     def daemon_pids(self) -> list[int]:
         return processes_marked(f"{MARK_VARIABLE}={self._mark}")
-
-    def kill(self) -> None:
-        for pid in self.daemon_pids():
-            _signal(pid, signal.SIGKILL)
 
     @property
     def alive(self) -> bool:
@@ -251,7 +250,8 @@ class Memfs(FuseSystem):
         if self._process is None:
             return
         process, self._process = self._process, None
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.close()
         try:
             process.wait(timeout=10)
@@ -328,7 +328,5 @@ def _is_mounted(path: Path) -> bool:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from .reference import Entry, Kind, Stat, Tree, hard_link_groups, joined
+from .tree import Entry, Kind, Stat, Tree, hard_link_groups, joined
 
 READ_SIZE = 1 << 20
 UNDO_TIMEOUT_S = 120

@@ -1,23 +1,18 @@
-"""The rules: each does one thing to the driver and to the reference, and compares.
+"""The rules: each does one thing to the driver and to the reference.
 
-The reference goes first: what it does not model is skipped before the driver
-sees it. A tree is compared whole now and then and at the end; what an
-operation touched, at once.
+What an operation touched is compared at once, the whole tree now and then and
+at the end.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
-    RuleBasedStateMachine,
     consumes,
     initialize,
     invariant,
@@ -27,86 +22,39 @@ from hypothesis.stateful import (
 )
 
 from . import strategies as draw
+from .comparison import ComparingMachine, Saved
 from .drivers import Driver
-from .reference import (
-    Entry,
-    Kind,
-    ReferenceFs,
-    Stat,
-    Tree,
-    Unmodelled,
-    fresh_since,
-    joined,
-    shortened,
-    stat_difference,
-    tree_difference,
-)
 from .strategies import Existing, Fill, Spot, Step, Under
+from .tree import Kind, joined
 
-PATH_LIMIT = 3_500
-"""PATH_MAX is 4,096; the rest is for the driver's own root and for history's names."""
-
-ENTRIES_MAX = 150
 MOMENTS_MAX = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How an operation ended: its result, or its errno."""
-
-    value: Any = None
-    code: int | None = None
-
-    def __str__(self) -> str:
-        if self.code is not None:
-            return errno.errorcode.get(self.code, str(self.code))
-        if isinstance(self.value, bytes):
-            return f"{len(self.value)} bytes {self.value[:24]!r}"
-        return repr(self.value)
-
-
-SKIPPED = Done(code=-1)
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """A moment, the reference as it was then, and what the driver showed then."""
-
-    moment: str
-    model: ReferenceFs
-    tree: Tree
-    live: Tree
-
-
-class FilesystemMachine(RuleBasedStateMachine):
+class FilesystemMachine(ComparingMachine):
     """Compare a driver with the reference. Subclasses say which: see ``machine_for``."""
-
-    new_driver: ClassVar[Callable[[], Driver]]
 
     names: Bundle[bytes] = Bundle("names")
     handles: Bundle[int] = Bundle("handles")
     moments: Bundle[Saved] = Bundle("moments")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.driver = type(self).new_driver()
-        features = self.features = self.driver.features
-        self.model = ReferenceFs(
-            uid=features.uid,
-            gid=features.gid,
-            umask=features.umask,
-            follow_symlinks=features.follows_symlinks,
-        )
-        self.started_ns = self.driver.now_ns()
-        self.fhs: dict[int, int] = {}
-        self.written: set[int] = set()
-        self.saved: list[Saved] = []
-        self.before_last: ReferenceFs | None = None
-        self.touched: list[bytes] = []
-
     @initialize(target=names, drawn=st.lists(draw.new_names, min_size=2, max_size=4))
     def choose_names(self, drawn: list[bytes]) -> Any:
         return multiple(*drawn)
+
+    @initialize(planted=st.sampled_from([False, True, True, True, True]))
+    def plant(self, planted: bool) -> None:
+        """Start, mostly, with something to rename, link and remove."""
+        if not planted:
+            return
+        one, two, three, *_ = draw.FEW_NAMES
+        for directory in (one, two, joined(one, one), joined(one, two)):
+            self._same("mkdir", directory, 0o755)
+        for length, path in enumerate((three, joined(one, three), joined(two, one))):
+            self._write_file(path, Fill(length + 2, 1 + 70_000 * length), 0o644)
+        self._same("link", three, joined(two, three))
+        self._same("symlink", joined(b"..", three), joined(one, b"A"))
+        if self.features.xattrs:
+            self._same("setxattr", three, b"user.a", b"planted", 0)
 
     # Names
 
@@ -116,7 +64,10 @@ class FilesystemMachine(RuleBasedStateMachine):
         if path is not None and self._has_room():
             self._once("mkdir", path, self._mode(mode, directory=True))
 
-    @rule(parent=draw.existing(Kind.DIRECTORY), parts=st.lists(draw.names(names), max_size=14))
+    @rule(
+        parent=draw.existing(Kind.DIRECTORY),
+        parts=st.lists(st.sampled_from(draw.NAMES), max_size=14),
+    )
     def mkdir_deep(self, parent: Existing, parts: list[bytes]) -> None:
         path = self._path(parent)
         for part in parts:
@@ -152,11 +103,16 @@ class FilesystemMachine(RuleBasedStateMachine):
     def rename(self, old: Spot, new: Spot, flags: int) -> None:
         self._rename(self._path(old), self._path(new), flags)
 
-    @rule(kind=st.sampled_from([Kind.FILE, Kind.DIRECTORY]), one=st.integers(0, 40),
-          two=st.integers(0, 40), flags=draw.rename_flags)  # fmt: skip
+    @rule(kind=st.sampled_from([Kind.FILE, Kind.DIRECTORY]), one=draw.indexes,
+          two=draw.indexes, flags=draw.rename_flags)  # fmt: skip
     def rename_over(self, kind: Kind, one: int, two: int, flags: int) -> None:
         """Replace or exchange like with like: a directory may not be empty, or may be inside."""
-        self._rename(self._path(Existing(one, kind)), self._path(Existing(two, kind)), flags)
+        # The first ones are often refused (an ancestor, the same file): five
+        # tries meet full directories and hard links far more often than one.
+        old = self._path(Existing(one, kind))
+        for index in range(two, two + 5):
+            if self._rename(old, self._path(Existing(index, kind)), flags):
+                return
 
     @rule(directory=draw.existing(Kind.DIRECTORY), name=draw.names(names))
     def rename_into_own_subtree(self, directory: Existing, name: bytes) -> None:
@@ -215,10 +171,39 @@ class FilesystemMachine(RuleBasedStateMachine):
         if path is not None:
             self._once("utimens", path, atime_ns, mtime_ns)
 
+    @rule(
+        place=draw.existing(Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK),
+        mtime_ns=draw.times_ns,
+        then=st.sampled_from(["chmod", "link", "rename", "setxattr", "open", "write nothing"]),
+        name=draw.names(names),
+    )
+    def set_times_then(self, place: Existing, mtime_ns: int, then: str, name: bytes) -> None:
+        """None of these changes the mtime of the file itself: at most the ctime."""
+        path = self._path(place)
+        other = self._fitting(joined(path.rpartition(b"/")[0], name)) if path else None
+        if not path or not other:
+            return
+        self._same("utimens", path, 0, mtime_ns)
+        if then == "rename":
+            self._rename(path, other, 0)
+        elif then == "link" and self._has_room():
+            self._once("link", path, other)
+        elif then == "chmod":
+            self._once("chmod", path, self._mode(0o640, directory=True))
+        elif then == "setxattr" and self._has_xattr_room(path, b"user.a", Fill(1, 3)):
+            self._once("setxattr", path, b"user.a", b"new", 0)
+        elif then in ("open", "write nothing"):
+            done = self._open(path, os.O_RDWR, 0)
+            if done.code is None:
+                self._write(done.value, 0, Fill(0, 0 if then == "write nothing" else 1))
+                self._same("utimens", path, 0, mtime_ns)
+                self._close(done.value)
+        self.touched += [path]
+
     # Extended attributes
 
     @precondition(lambda self: self.features.xattrs)
-    @rule(place=draw.spots(names, Kind.FILE, Kind.DIRECTORY), name=draw.xattr_names,
+    @rule(place=draw.xattr_spots(names), name=draw.xattr_names,
           value=draw.xattr_values, flags=draw.xattr_flags)  # fmt: skip
     def setxattr(self, place: Spot, name: bytes, value: Fill, flags: int) -> None:
         path = self._path(place)
@@ -226,14 +211,14 @@ class FilesystemMachine(RuleBasedStateMachine):
             self._once("setxattr", path, name, value.data(), flags)
 
     @precondition(lambda self: self.features.xattrs)
-    @rule(place=draw.spots(names, Kind.FILE, Kind.DIRECTORY), name=draw.xattr_names)
+    @rule(place=draw.xattr_spots(names), name=draw.xattr_names)
     def removexattr(self, place: Spot, name: bytes) -> None:
         path = self._path(place)
         if path is not None:
             self._once("removexattr", path, name)
 
     @precondition(lambda self: self.features.xattrs)
-    @rule(place=draw.spots(names, Kind.FILE, Kind.DIRECTORY), name=draw.xattr_names)
+    @rule(place=draw.xattr_spots(names), name=draw.xattr_names)
     def getxattr(self, place: Spot, name: bytes) -> None:
         path = self._path(place)
         self._look("getxattr", path, name)
@@ -253,10 +238,15 @@ class FilesystemMachine(RuleBasedStateMachine):
     @rule(target=handles, place=draw.existing(Kind.FILE), flags=draw.open_flags)
     def open_then_unlink(self, place: Existing, flags: int) -> Any:
         path = self._path(place)
-        result = self._opened(path, flags, 0)
-        if path:
-            self._same("unlink", path)
-        return result
+        if path is None:
+            return multiple()
+        done = self._open(path, flags, 0)
+        self._same("unlink", path)
+        if done.code is not None:
+            return multiple()
+        self._on_handle("pread", done.value, 8 << 20, 0)
+        self._on_handle("fstat", done.value)
+        return done.value
 
     @rule(fh=consumes(handles))
     def close(self, fh: int) -> None:
@@ -297,13 +287,8 @@ class FilesystemMachine(RuleBasedStateMachine):
     def write_file(self, place: Spot, fill: Fill, mode: int) -> None:
         """What most programs do: open, write, close."""
         path = self._path(place)
-        if path is None or not self._has_room():
-            return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        done = self._open(path, flags, mode)
-        if done.code is None:
-            self._write(done.value, 0, fill)
-            self._close(done.value)
+        if path is not None and self._has_room():
+            self._write_file(path, fill, mode)
 
     @rule(place=draw.unders(names), temporary=draw.names(names), fill=draw.fills)
     def save_as_editors_do(self, place: Under, temporary: bytes, fill: Fill) -> None:
@@ -347,13 +332,7 @@ class FilesystemMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.features.supports_history and len(self.saved) < MOMENTS_MAX)
     @rule(target=moments)
     def save_moment(self) -> Any:
-        if not self.features.history_of_open_files:
-            self._close_all(writable_only=True)
-        live = self._compare_tree("before the moment")
-        saved = Saved(self.driver.moment(), self.model.saved(), self.model.tree(), live)
-        self.saved.append(saved)
-        self.before_last = None
-        return saved
+        return self._save()
 
     @precondition(lambda self: self.features.supports_history)
     @rule(saved=moments)
@@ -363,12 +342,24 @@ class FilesystemMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.features.supports_undo)
     @rule(saved=moments, redo=st.booleans())
     def undo_all_since(self, saved: Saved, redo: bool) -> None:
+        self._undo_since(saved, redo)
+
+    @precondition(lambda self: self.features.supports_undo and len(self.saved) < MOMENTS_MAX)
+    @rule(place=draw.existing(Kind.FILE), fill=draw.fills, redo=st.booleans())
+    def change_much_and_undo_it(self, place: Existing, fill: Fill, redo: bool) -> None:
+        """What an agent does to a file and its directory, all of it taken back at once."""
+        path = self._path(place)
+        if not path:
+            return
         self._close_all()
-        if self.model.tree() == saved.tree:
-            return  # perhaps there is nothing to undo, and then nothing to redo
-        self._compare_tree("before the undo")
-        self.driver.undo_since(saved.moment)
-        self._undone(saved.model, redo)
+        saved = self._save()
+        self._same("chmod", path, self._mode(0o604))
+        self._same("utimens", path, 0, 1_234_567_890_123_456_789)
+        self._write_file(path, fill, 0o644)
+        if self.features.xattrs and self._has_xattr_room(path, b"user.b", Fill(1, 3)):
+            self._same("setxattr", path, b"user.b", b"yes", 0)
+        self._rename(path, joined(path.rpartition(b"/")[0], b"moved"), 0)
+        self._undo_since(saved, redo)
 
     @precondition(lambda self: self.features.supports_undo_last and self.before_last is not None)
     @rule(redo=st.booleans())
@@ -396,228 +387,21 @@ class FilesystemMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         problems: list[str] = []
         try:
-            if self.features.supports_history:
-                self._close_all(writable_only=not self.features.history_of_open_files)
-            self._compare_tree("at the end")
-            self._close_all()
-            self._compare_tree("at the end, all closed")
-            for saved in self.saved:
-                self._compare_moment(saved)
+            if not self.differed:
+                self._compare_end()
         finally:
             problems = self.driver.finish()
+            self._drop_bytes()
         assert problems == [], f"the check of the store found: {problems}"
 
-    # Inside: doing a thing to both
-
-    def _same(self, op: str, *args: Any, **named: Any) -> Done:
-        """Do a change to both; require the same outcome, which is returned."""
-        self.before_last = None
-        done = self._compared(op, args, args, named)
-        self.touched += [arg for arg in args if isinstance(arg, bytes) and len(arg) <= PATH_LIMIT]
-        if op in ("setxattr", "removexattr"):
-            self.touched = [args[0]]
-        return done
-
-    def _once(self, op: str, *args: Any) -> bool:
-        """Do what is one record of the log; remember the state before. True if it succeeded."""
-        before = None
-        if self.features.supports_undo_last and not self._writable():
-            before = self.model.saved()
-        done = self._same(op, *args)
-        self.before_last = before if done.code is None else None
-        return done.code is None
-
-    def _look(self, op: str, path: bytes | None, *args: Any) -> None:
-        if path is not None:
-            self._compared(op, (path, *args), (path, *args), {})
-
-    def _on_handle(self, op: str, fh: int, *args: Any, **named: Any) -> Done:
-        if fh not in self.fhs:
-            return SKIPPED
-        return self._compared(op, (fh, *args), (self.fhs[fh], *args), named)
-
-    def _write_like(self, op: str, fh: int, *args: Any) -> None:
-        self.before_last = None
-        done = self._on_handle(op, fh, *args)
-        if done.code is None:
-            self.written.add(fh)
-
-    def _compared(
-        self,
-        op: str,
-        model_args: tuple[Any, ...],
-        driver_args: tuple[Any, ...],
-        named: dict[str, Any],
-    ) -> Done:
-        try:
-            expected = _outcome(getattr(self.model, op), model_args, named)
-        except Unmodelled:
-            return SKIPPED
-        found = _outcome(getattr(self.driver, op), driver_args, named)
-        what = f"{op}({', '.join(map(_shown, model_args))})"
-        if isinstance(expected.value, Stat) and isinstance(found.value, Stat):
-            self._require_same_stat(what, expected.value, found.value)
-        elif op == "open" and expected.code is None and found.code is None:
-            self.fhs[expected.value] = found.value
-        else:
-            assert expected == found, (
-                f"{what}: the reference says {expected}, the driver {found}"
-                f"{_first_difference(expected.value, found.value)}"
-            )
-        return expected
-
-    def _require_same_stat(self, what: str, expected: Stat, found: Stat) -> None:
-        assert (difference := stat_difference(expected, found)) == [], f"{what}: {difference}"
-        assert fresh_since(expected, found, self.started_ns, self.driver.now_ns()), (
-            f"{what}: the mtime should lie within the run, is {found.mtime_ns}"
-        )
-
-    def _rename(self, old: bytes | None, new: bytes | None, flags: int) -> None:
-        if not old or not new or not self._fits_after_rename(old, new, flags):
-            return
-        self._once("rename", old, new, flags)
-
-    def _open(self, path: bytes, flags: int, mode: int) -> Done:
-        done = self._same("open", path, flags, self._mode(mode))
-        if done.code is None and flags & os.O_TRUNC:
-            self.written.add(done.value)
-        return done
-
-    def _opened(self, path: bytes | None, flags: int, mode: int) -> Any:
-        if path is None:
-            return multiple()
-        done = self._open(path, flags, mode)
-        return multiple() if done.code is not None else done.value
-
-    def _write(self, fh: int, offset: int, fill: Fill) -> None:
-        self._write_like("pwrite", fh, fill.data(), offset)
-
-    def _burst_step(self, fh: int, step: Step) -> None:
-        if step.op == "write":
-            self._write(fh, step.offset, step.fill)
-        elif step.op == "read":
-            self._on_handle("pread", fh, step.fill.length, step.offset)
-        elif step.op == "truncate":
-            self._write_like("ftruncate", fh, step.offset)
-        else:
-            self._on_handle("fsync", fh, datasync=bool(step.offset % 2))
-        self._on_handle("fstat", fh)
-
-    def _close(self, fh: int) -> None:
-        if fh in self.fhs:
-            self.before_last = None if fh in self._writable() else self.before_last
-            self._on_handle("close", fh)
-            del self.fhs[fh]
-            self.written.discard(fh)
-
-    def _close_all(self, *, writable_only: bool = False) -> None:
-        for fh in self._writable() if writable_only else list(self.fhs):
-            self._close(fh)
-
-    def _writable(self) -> list[int]:
-        # A read-only handle that truncated when it was opened counts too.
-        return [fh for fh in self.fhs if self.model.opened(fh).writable or fh in self.written]
-
-    # Inside: comparing the whole
-
-    def _compare_tree(self, when: str) -> Tree:
-        assert self.model.check() == []
-        live = self.driver.tree()
-        self._require_same_tree(f"the tree {when}", self.model.tree(), live)
-        return live
-
-    def _compare_moment(self, saved: Saved) -> None:
-        past = self.driver.tree_at(saved.moment)
-        self._require_same_tree(f"the tree at {saved.moment}", saved.tree, past)
-        if self.features.exact_history_mtimes:
-            moved = {
-                path: (entry.stat.mtime_ns, past[path].stat.mtime_ns)
-                for path, entry in saved.live.items()
-                if _has_own_mtime(entry) and entry.stat.mtime_ns != past[path].stat.mtime_ns
-            }
-            assert moved == {}, f"at {saved.moment}, mtimes (then, now): {moved}"
-
-    def _require_same_tree(self, what: str, expected: Tree, found: Tree) -> None:
-        lines = tree_difference(expected, found, self.started_ns, self.driver.now_ns())
-        assert lines == [], f"{what}:\n" + "\n".join(lines)
-
-    def _undone(self, before: ReferenceFs, redo: bool) -> None:
-        self._require_same_tree("the tree after undo", before.tree(), self.driver.tree())
-        if redo:
-            self.driver.redo()
-            self._compare_tree("after redo")
-        else:
-            # Later rules change this copy: the saved one must stay as it was.
-            self.model = before.saved()
-        self.before_last = None
-
-    # Inside: what is drawn becomes a path
-
-    def _path(self, spot: Spot) -> bytes | None:
-        """Return where a spot is in the present tree; None where there is no such thing."""
-        if isinstance(spot, Under):
-            parent = self._path(spot.parent)
-            return None if parent is None else self._fitting(joined(parent, spot.name))
-        paths = self.model.paths(*([spot.kind] if spot.kind else []))
-        return paths[spot.index % len(paths)] if paths else None
-
-    def _fitting(self, path: bytes) -> bytes | None:
-        return path if len(path) <= PATH_LIMIT else None
-
-    def _fits_after_rename(self, old: bytes, new: bytes, flags: int) -> bool:
-        swaps = [(old, new), (new, old)] if flags else [(old, new)]
-        return all(
-            len(path) - len(here) + len(there) <= PATH_LIMIT
-            for here, there in swaps
-            for path in self.model.paths()
-            if path.startswith(here + b"/")
-        )
-
-    def _has_room(self) -> bool:
-        return len(self.model.paths()) < ENTRIES_MAX
-
-    def _has_xattr_room(self, path: bytes, name: bytes, value: Fill) -> bool:
-        held = 0
-        with suppress(OSError, Unmodelled):
-            names = self.model.listxattr(path)
-            held = sum(len(other) + 32 + len(self.model.getxattr(path, other)) for other in names)
-        return held + len(name) + 32 + value.length <= self.features.xattr_bytes
-
-    def _mode(self, mode: int, *, directory: bool = False) -> int:
-        """Return a mode that leaves the caller able to go on.
-
-        Who is not root keeps their own access. A sticky directory that
-        others may write is left out: there, sysctl fs.protected_* decides.
-        """
-        if directory and mode & 0o1000:
-            mode &= ~0o022
-        return mode if self.features.privileged else (mode & 0o1777) | 0o700
+    def _compare_end(self) -> None:
+        self._compare_tree("at the end")
+        self._close_all()
+        self._compare_tree("at the end, all closed")
+        for saved in self.saved:
+            self._compare_moment(saved)
 
 
 def machine_for(new_driver: Callable[[], Driver]) -> type[FilesystemMachine]:
     """Return the machine for a driver; ``new_driver`` is called once per example."""
     return type("FilesystemMachine", (FilesystemMachine,), {"new_driver": staticmethod(new_driver)})
-
-
-def _outcome(call: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Done:
-    try:
-        return Done(call(*args, **named))
-    except OSError as error:
-        return Done(code=error.errno)
-
-
-def _has_own_mtime(entry: Entry) -> bool:
-    """A directory's mtime may be derived from its entries; history need not keep it."""
-    return entry.stat.kind is not Kind.DIRECTORY
-
-
-def _first_difference(expected: Any, found: Any) -> str:
-    if not isinstance(expected, bytes) or not isinstance(found, bytes):
-        return ""
-    pairs = enumerate(zip(expected, found, strict=False))
-    at = next((index for index, (one, two) in pairs if one != two), None)
-    return "" if at is None else f"; first differing byte at {at}"
-
-
-def _shown(value: Any) -> str:
-    return shortened(value) if isinstance(value, bytes) else repr(value)

@@ -19,10 +19,11 @@ import hashlib
 import os
 import stat as stat_bits
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import NoReturn
+
+from .tree import Entry, Kind, Stat, Tree, hard_link_groups, joined
 
 NAME_MAX = 255
 TARGET_MAX = 4095
@@ -39,63 +40,6 @@ KEEP = -1
 
 class Unmodelled(Exception):
     """What this operation should do is not known here: skip it. Nothing was changed."""
-
-
-class Kind(Enum):
-    FILE = "file"
-    DIRECTORY = "directory"
-    SYMLINK = "symlink"
-    FIFO = "fifo"
-    OTHER = "other"
-
-    @classmethod
-    def of(cls, st_mode: int) -> Kind:
-        return _KINDS.get(stat_bits.S_IFMT(st_mode), cls.OTHER)
-
-
-_KINDS = {
-    stat_bits.S_IFREG: Kind.FILE,
-    stat_bits.S_IFDIR: Kind.DIRECTORY,
-    stat_bits.S_IFLNK: Kind.SYMLINK,
-    stat_bits.S_IFIFO: Kind.FIFO,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """What stat(2) tells.
-
-    ``size`` is None where it means nothing (directories, fifos). ``mtime_ns``
-    is None where the reference does not know it: not set by utimensat(2), or
-    changed since; ``fresh`` then says that it must lie within the run.
-    """
-
-    ino: int
-    kind: Kind
-    mode: int
-    uid: int
-    gid: int
-    nlink: int
-    size: int | None
-    mtime_ns: int | None
-    fresh: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of a tree, in a form that two filesystems have in common.
-
-    ``content`` is the SHA-256 of a file, or a symlink's target; ``links`` the
-    paths of a file that has more than one in this tree, ascending.
-    """
-
-    stat: Stat
-    content: bytes | None
-    xattrs: tuple[tuple[bytes, bytes], ...]
-    links: tuple[bytes, ...]
-
-
-Tree = dict[bytes, Entry]
 
 
 @dataclass(slots=True)
@@ -405,15 +349,13 @@ class ReferenceFs:
     def tree(self) -> Tree:
         """Return every path that can be reached, the root as ``b""``."""
         nodes = dict(self._iter_paths())
-        paths: dict[int, list[bytes]] = {}
-        for path, node in nodes.items():
-            paths.setdefault(node.ino, []).append(path)
+        links = hard_link_groups((path, node.ino) for path, node in nodes.items())
         return {
             path: Entry(
                 stat=self._stat(node),
                 content=node.content(),
                 xattrs=tuple(sorted(node.xattrs.items())),
-                links=_links(paths[node.ino]),
+                links=links[node.ino],
             )
             for path, node in nodes.items()
         }
@@ -644,72 +586,8 @@ class ReferenceFs:
                 pending.append((joined(path, name), self._nodes[ino]))
 
 
-def joined(directory: bytes, name: bytes) -> bytes:
-    return directory + b"/" + name if directory else name
-
-
-def fresh_since(expected: Stat, actual: Stat, started_ns: int, now_ns: int) -> bool:
-    """Tell whether an mtime that nobody set lies within the run, give or take a clock tick."""
-    if not expected.fresh or actual.mtime_ns is None:
-        return True
-    return started_ns - 1_000_000_000 <= actual.mtime_ns <= now_ns + 1_000_000_000
-
-
-def stat_difference(expected: Stat, actual: Stat) -> list[str]:
-    """Return the fields that differ; what ``expected`` doesn't know is not compared."""
-    names = ["kind", "mode", "uid", "gid", "nlink", "size"]
-    if expected.mtime_ns is not None:
-        names.append("mtime_ns")
-    return [
-        f"{name}: expected {_shown(name, wanted)}, found {_shown(name, got)}"
-        for name in names
-        if (wanted := getattr(expected, name)) != (got := getattr(actual, name))
-    ]
-
-
-def tree_difference(expected: Tree, actual: Tree, started_ns: int, now_ns: int) -> list[str]:
-    """Return one line per difference, empty when the trees are the same."""
-    lines = [f"{shortened(path)}: missing" for path in sorted(expected.keys() - actual.keys())]
-    lines += [f"{shortened(path)}: unexpected" for path in sorted(actual.keys() - expected.keys())]
-    for path in sorted(expected.keys() & actual.keys()):
-        want, got = expected[path], actual[path]
-        differences = stat_difference(want.stat, got.stat)
-        if not fresh_since(want.stat, got.stat, started_ns, now_ns):
-            differences.append(f"mtime_ns: should lie within the run, is {got.stat.mtime_ns}")
-        for name in ("content", "xattrs", "links"):
-            if getattr(want, name) != getattr(got, name):
-                differences.append(
-                    f"{name}: expected {getattr(want, name)!r}, found {getattr(got, name)!r}"
-                )
-        lines += [f"{shortened(path)}: {difference}" for difference in differences]
-    return lines
-
-
-def hard_link_groups(paths: Iterable[tuple[bytes, int]]) -> dict[int, tuple[bytes, ...]]:
-    """Return, by inode, the paths of each file that has more than one."""
-    groups: dict[int, list[bytes]] = {}
-    for path, ino in paths:
-        groups.setdefault(ino, []).append(path)
-    return {ino: _links(group) for ino, group in groups.items()}
-
-
-def shortened(value: bytes) -> str:
-    """Return bytes in a form that fits a line of a report."""
-    if len(value) <= 60:
-        return repr(value)
-    return f"{value[:24]!r}…{value[-12:]!r} ({len(value)} bytes)"
-
-
-def _links(paths: list[bytes]) -> tuple[bytes, ...]:
-    return tuple(sorted(paths)) if len(paths) > 1 else ()
-
-
 def _spliced(old: bytes, data: bytes, offset: int) -> bytes:
     return b"".join((old[:offset].ljust(offset, b"\0"), data, old[offset + len(data) :]))
-
-
-def _shown(name: str, value: object) -> str:
-    return oct(value) if name == "mode" and isinstance(value, int) else str(value)
 
 
 def _fail(code: int) -> NoReturn:

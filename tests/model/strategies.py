@@ -10,7 +10,8 @@ from functools import lru_cache
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from .reference import KEEP, NAME_MAX, RENAME_EXCHANGE, RENAME_NOREPLACE, Kind
+from .reference import KEEP, NAME_MAX, RENAME_EXCHANGE, RENAME_NOREPLACE
+from .tree import Kind
 
 MIB = 1 << 20
 XATTR_VALUE_MAX = 60_000
@@ -32,15 +33,20 @@ NAMES = (
     "\u00e9".encode() * 127 + b"x",  # 255 bytes, 128 characters
     b"\xfe" * NAME_MAX,
 )
+FEW_NAMES = NAMES[:4]
 TOO_LONG = (b"n" * (NAME_MAX + 1), "\u00e9".encode() * 128)
 
 
 @dataclass(frozen=True, slots=True)
 class Existing:
-    """The path number ``index`` (modulo their count) of those of a kind; any kind if none."""
+    """The path number ``index`` (modulo their count) of those of a kind; any kind if none.
+
+    ``with_xattrs`` prefers those that have some, whatever their kind.
+    """
 
     index: int
     kind: Kind | None = None
+    with_xattrs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +99,32 @@ def _is_name(name: bytes) -> bool:
 _byte = st.sampled_from([n for n in range(1, 256) if n != ord("/")])
 new_names = st.lists(_byte, min_size=1, max_size=12).map(bytes).filter(_is_name)
 _pool = st.sampled_from(NAMES)
-_index = st.integers(0, 40)
+# Not integers(): it draws the ends too often, and 0 is the root.
+indexes = st.sampled_from(range(64))
 
 
 def names(drawn: SearchStrategy[bytes]) -> SearchStrategy[bytes]:
     """Mostly names that other directories have too, now and then one that is too long."""
-    few = st.sampled_from(NAMES[:4])
-    return st.one_of(few, few, few, _pool, _pool, drawn, st.sampled_from(TOO_LONG))
+    few = st.sampled_from(FEW_NAMES)
+    rare = st.one_of(_pool, drawn, st.sampled_from(TOO_LONG))
+    return st.sampled_from([few, few, few, _pool, _pool, drawn, rare]).flatmap(lambda names: names)
 
 
 def existing(*kinds: Kind | None) -> SearchStrategy[Existing]:
-    return st.builds(Existing, _index, st.sampled_from(kinds or (None,)))
+    return st.builds(Existing, indexes, st.sampled_from(kinds or (None,)))
 
 
 def spots(drawn: SearchStrategy[bytes], *kinds: Kind | None) -> SearchStrategy[Spot]:
     """Mostly something that exists, of these kinds; sometimes anything, sometimes nothing."""
     there = existing(*kinds)
     return st.one_of(there, there, there, existing(), unders(drawn))
+
+
+def xattr_spots(drawn: SearchStrategy[bytes]) -> SearchStrategy[Spot]:
+    """Half the time something that has an xattr."""
+    having = st.builds(Existing, indexes, with_xattrs=st.just(True))
+    others = spots(drawn, Kind.FILE, Kind.DIRECTORY)
+    return st.booleans().flatmap(lambda there: having if there else others)
 
 
 def unders(drawn: SearchStrategy[bytes]) -> SearchStrategy[Under]:
@@ -147,12 +162,12 @@ bursts = st.lists(
 modes = st.sampled_from([0o644, 0o600, 0o755, 0o777, 0o700, 0o640, 0o4755, 0o2775, 0o2644, 0o1755])
 ids = st.sampled_from([KEEP, 0, 1, 1000, 65534, 100_000])
 rename_flags = st.sampled_from(
-    [0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_NOREPLACE | RENAME_EXCHANGE]
+    [0] * 6 + [RENAME_NOREPLACE] * 2 + [RENAME_EXCHANGE] * 2 + [RENAME_NOREPLACE | RENAME_EXCHANGE]
 )
-# ext4 ends in 2446, and 1901 is the earliest time with 32 bits.
+# ext4 goes from December 1901 (its first second is clamped) to 2446.
 times_ns = st.one_of(
     st.sampled_from([0, 1, -1, 999_999_999, 1_000_000_000, 1_600_000_000_123_456_789]),
-    st.integers(-(2**31) * 10**9, 2**33 * 10**9),
+    st.integers((2 - 2**31) * 10**9, 2**33 * 10**9),
 )
 
 _access = st.sampled_from([os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR])
@@ -167,6 +182,9 @@ create_flags = st.builds(
 xattr_names = st.sampled_from(
     [
         b"user.a",
+        b"user.a",
+        b"user.a",
+        b"user.b",
         b"user.b",
         b"user.mime_type",
         b"user.caf\xe9",

@@ -1,0 +1,171 @@
+"""The arguments of each verb, and the check that turns a mapping into them.
+
+Paths are text relative to the root, without a leading slash; "" is the root. Bytes that are not
+UTF-8 are lone surrogates, as ``os.fsdecode`` makes them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from nexus_engine import errors
+from nexus_engine.commands import Request
+from nexus_engine.types import NAME_MAX, Path
+
+PAGE_MAX = 100_000
+"""Records in one reply; who wants more asks for the next page."""
+_SEQ_MAX = 2**63 - 1
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=_SEQ_MAX)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=_SEQ_MAX)]
+Page = Annotated[int, msgspec.Meta(ge=1, le=PAGE_MAX)]
+Operations = Annotated[list[Count], msgspec.Meta(max_length=PAGE_MAX)]
+
+
+class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the arguments of every verb."""
+
+
+class NoArguments(Arguments, frozen=True):
+    pass
+
+
+class LogArguments(Arguments, frozen=True):
+    """Which records: those for which everything given holds, newest first."""
+
+    path: str | None = None
+    """At or below it."""
+    agent: str | None = None
+    pid: Number | None = None
+    session: Number | None = None
+    kinds: list[str] = []
+    since: str | None = None
+    """A moment: records after it."""
+    until: str | None = None
+    """A moment: records up to it."""
+    before: Count | None = None
+    """Records before this operation: the next page."""
+    after: Number | None = None
+    """Records after this operation: what is new."""
+    limit: Page = 50
+
+
+class SelectionArguments(Arguments, frozen=True):
+    """Which operations to reverse. ``last`` counts among those that everything else allows."""
+
+    operations: Operations = []
+    last: Count | None = None
+    since: str | None = None
+    until: str | None = None
+    path: str | None = None
+    pid: Number | None = None
+    session: Number | None = None
+    agent: str | None = None
+    force: bool = False
+    dry_run: bool = False
+
+
+class RedoArguments(Arguments, frozen=True):
+    """Which undos to take back; neither means the latest."""
+
+    operations: Operations = []
+    last: Count | None = None
+    force: bool = False
+    dry_run: bool = False
+
+
+class DiffArguments(Arguments, frozen=True):
+    """What differs at or below ``path`` between two moments (``until`` left out: now)."""
+
+    since: str
+    until: str | None = None
+    path: str = ""
+
+
+class PathArguments(Arguments, frozen=True):
+    path: str = ""
+    limit: Page = 1000
+
+
+class RestoreArguments(Arguments, frozen=True):
+    """Bring ``path`` back as it was at ``moment``.
+
+    ``to`` puts it elsewhere. ``exact`` also removes what was not there then.
+    """
+
+    path: str
+    moment: str
+    to: str | None = None
+    exact: bool = False
+
+
+class CatArguments(Arguments, frozen=True):
+    path: str
+    moment: str
+
+
+class SnapshotArguments(Arguments, frozen=True):
+    name: str
+    moment: str | None = None
+    """Creating: the moment to keep; left out: now."""
+
+
+class TagArguments(Arguments, frozen=True):
+    path: str
+    key: str = ""
+    value: str = ""
+
+
+class FsckArguments(Arguments, frozen=True):
+    deep: bool = False
+    """Read and verify every chunk as well."""
+
+
+A = TypeVar("A", bound=Arguments)
+
+
+def parse_arguments(request: Request, type_: type[A]) -> A:
+    """Return a request's arguments, checked.
+
+    Raises:
+        InvalidCommand: A type, range or name that does not fit.
+    """
+    try:
+        return msgspec.convert(request.args, type_)
+    except (msgspec.ValidationError, UnicodeError) as error:
+        raise errors.InvalidCommand(f"{request.verb}: {error}") from error
+
+
+def to_path(text: str) -> Path:
+    """Return the path that an argument names.
+
+    Raises:
+        InvalidName: Not a path from the root: a dot, an empty component, a NUL, too long.
+    """
+    path = to_bytes(text)
+    parts = path.split(b"/") if path else []
+    for part in parts:
+        if not part or part in (b".", b"..") or b"\0" in part:
+            raise errors.InvalidName(f"not a path below the root: {text!r}")
+        if len(part) > NAME_MAX:
+            raise errors.NameTooLong(f"name of {len(part)} bytes; at most {NAME_MAX}")
+    return Path(path)
+
+
+def to_text(path: bytes) -> str:
+    """Return a path, or anything else that is bytes, for a reply."""
+    return path.decode("utf-8", "surrogateescape")
+
+
+def to_bytes(text: str) -> bytes:
+    """Return what ``to_text`` was given.
+
+    Raises:
+        InvalidName: Holds surrogates that stand for no byte.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise errors.InvalidName(f"not text: {text!r}") from error

@@ -1,0 +1,457 @@
+"""Restore: bring a file or a subtree back as it was at a moment, as one operation.
+
+No bytes are copied: the new state refers to the chunks of the old one. What is in the way becomes
+past, like everything that is replaced, so that a restore can be undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from typing import NamedTuple
+
+from nexus_engine import errors
+from nexus_engine.fs.namespace import check_name, drop_link
+from nexus_engine.meta.reader import AsOfReader, Listed, View, resolve
+from nexus_engine.meta.transaction import Transaction
+from nexus_engine.records import Change
+from nexus_engine.store import Store
+from nexus_engine.types import NO_INO, ROOT_INO, SIZE_MAX, Actor, Extent, Ino, Inode, Name, Path, Seq
+
+CREATED = "created"
+CHANGED = "changed"
+REMOVED = "removed"
+
+_PAGE = 512
+_PROGRESS_EVERY = 100
+
+
+class Restored(NamedTuple):
+    """What a restore did to one path."""
+
+    action: str
+    """created, changed, removed."""
+    path: Path
+    ino: Ino
+
+
+def restore(
+    store: Store,
+    path: Path,
+    seq: Seq,
+    actor: Actor,
+    *,
+    to: Path | None = None,
+    exact: bool = False,
+    replace: bool = False,
+    keep: Container[Ino] = (),
+    progress: Callable[[int], None] | None = None,
+) -> list[Restored]:
+    """Bring back what a path was after an operation.
+
+    A file that still is the same one gets its content and attributes back; one that is gone comes
+    back as itself; one that lives on under another name is left there, and a copy takes the place.
+    Directories on the way that are missing come back as they were, without their other entries.
+
+    Args:
+        to: Where to put it instead, as a copy; its directory must exist.
+        exact: Inside directories, remove what was not there then.
+        replace: With ``to``: what is there gives way.
+        keep: Inodes that stay usable without a name, because they are open.
+        progress: Told now and then how many paths are done.
+
+    Returns:
+        What changed, in the order of the tree; empty if everything is as it was then, and then
+        the log gets no record.
+
+    Raises:
+        NotFound: The path did not exist then, or ``to``'s directory does not exist.
+        AlreadyExists: There is something at ``to``.
+        InvalidMoment: There is no such operation.
+        NotADirectory: Where a directory is to hold it, there is now something else.
+    """
+    return store.transact(
+        restore_path, actor, path, seq, to=to, exact=exact, replace=replace, keep=keep,
+        progress=progress,
+    )  # fmt: skip
+
+
+def restore_path(
+    tx: Transaction,
+    path: Path,
+    seq: Seq,
+    *,
+    to: Path | None = None,
+    exact: bool = False,
+    replace: bool = False,
+    keep: Container[Ino] = (),
+    progress: Callable[[int], None] | None = None,
+) -> list[Restored]:
+    """Rule: see ``restore``."""
+    if not 1 <= seq <= tx.head_seq:
+        raise errors.InvalidMoment(f"there is no op-{seq}; the last one is op-{tx.head_seq}")
+    then = tx.as_of(seq)
+    source = resolve(then, path)
+    if source is None:
+        raise errors.NotFound(f"{_show(path)} did not exist after op-{seq}")
+    target = path if to is None else to
+    work = _Restoration(tx, then, exact=exact, copy=target != path, keep=keep, progress=progress)
+    if work.copy:
+        _require_free(tx, target, replace=replace)
+    work.run(source, target)
+    if work.done:
+        ino = work.done[-1].ino if target else ROOT_INO
+        details = {"from_seq": seq, "changed": len(work.done), "exact": exact}
+        path2 = target if work.copy else None
+        tx.commit(Change("restore", ino, path, path2, details))
+    return work.done
+
+
+def _require_free(tx: Transaction, target: Path, *, replace: bool) -> None:
+    directory, _, name = target.rpartition(b"/")
+    check_name(name)
+    parent = tx.resolve(Path(directory))
+    if parent is None:
+        raise errors.NotFound(f"there is no directory {_show(directory)}: make it first")
+    if not parent.is_dir:
+        raise errors.NotADirectory(_show(directory))
+    if not replace and tx.find_child(parent.ino, Name(name)) is not None:
+        raise errors.AlreadyExists(_show(target))
+
+
+class _Directory(NamedTuple):
+    """A directory whose entries are being restored."""
+
+    then: Inode
+    ino: Ino
+    """Its inode now."""
+    path: Path
+    created: bool
+    extra: bool
+    """It keeps entries that were not there then."""
+    entries: Iterator[Listed]
+
+
+class _Restoration:
+    """One restore, inside its transaction."""
+
+    def __init__(
+        self,
+        tx: Transaction,
+        then: AsOfReader,
+        *,
+        exact: bool,
+        copy: bool,
+        keep: Container[Ino],
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.copy = copy
+        """The result is a copy somewhere else: nothing there becomes what it was."""
+        self.done: list[Restored] = []
+        self._tx = tx
+        self._then = then
+        self._exact = exact
+        self._keep = keep
+        self._progress = progress
+        self._seen = 0
+        self._top = Path(b"")
+        self._placed: dict[Ino, Ino] = {}
+        """Files with several names then: what they are now."""
+
+    def run(self, source: Inode, target: Path) -> None:
+        """Put ``source`` back at ``target``, with everything below it."""
+        self._top = target
+        if not target:
+            self._clear_way(source, source, target)
+            self._restore_tree(self._enter(source, source.ino, target, created=False))
+            return
+        parent = self._reach_parent(target)
+        name = Name(target.rpartition(b"/")[2])
+        there = self._tx.find_child(parent, name)
+        if there is not None:
+            # A copy replaces what is there as a whole; otherwise directories are merged.
+            if self.copy or not _mergeable(source, there):
+                self._remove_tree(parent, name, there, target)
+            else:
+                self._clear_way(source, there, target)
+        if source.is_dir:
+            self._restore_tree(self._place_directory(parent, name, source, target))
+        else:
+            self._place_file(parent, name, source, target)
+
+    # -- what is in the way --
+
+    def _clear_way(self, then: Inode, now: Inode, path: Path) -> None:
+        """Remove what other things stand where something is to be put, and what is too much.
+
+        Before anything is put, so that a file that was moved within the subtree is free to go
+        back as itself.
+        """
+        pending = [(then, now, path)]
+        while pending and then.is_dir:
+            old, new, path = pending.pop()
+            for entry in _iter_children(self._tx, new.ino):
+                was = self._then.find_child(old.ino, entry.name)
+                below = _join(path, entry.name)
+                if was is None:
+                    if self._exact:
+                        self._remove_tree(new.ino, entry.name, entry.inode, below)
+                elif not _mergeable(was, entry.inode):
+                    self._remove_tree(new.ino, entry.name, entry.inode, below)
+                elif was.is_dir:
+                    pending.append((was, entry.inode, below))
+
+    def _remove_tree(self, parent: Ino, name: Name, inode: Inode, path: Path) -> None:
+        """Remove a name with everything below it, deepest first."""
+        tx = self._tx
+        stack = [(parent, name, inode, path, self._children_of(inode))]
+        while stack:
+            parent, name, inode, path, entries = stack[-1]
+            entry = next(entries, None)
+            if entry is not None:
+                below = _join(path, entry.name)
+                stack.append(
+                    (inode.ino, entry.name, entry.inode, below, self._children_of(entry.inode))
+                )
+                continue
+            stack.pop()
+            tx.remove_dentry(parent, name)
+            if inode.is_dir:
+                tx.remove_inode(inode.ino)
+                tx.forget_paths()
+            else:
+                drop_link(tx, tx.get_inode(inode.ino), self._keep)
+            tx.touch_directory(parent, subdirectories=-1 if inode.is_dir else 0)
+            self._note(REMOVED, path, inode.ino, parent, name)
+
+    def _children_of(self, inode: Inode) -> Iterator[Listed]:
+        return _iter_children(self._tx, inode.ino) if inode.is_dir else iter(())
+
+    # -- directories --
+
+    def _reach_parent(self, target: Path) -> Ino:
+        """Return the directory that is to hold the target; make what is missing on the way."""
+        tx, then = self._tx, self._then
+        parent, path = ROOT_INO, Path(b"")
+        was = then.find_inode(ROOT_INO)
+        for part in target.split(b"/")[:-1]:
+            name, path = Name(part), _join(path, part)
+            was = then.find_child(was.ino, name) if was is not None else None
+            there = tx.find_child(parent, name)
+            if there is None:
+                if was is None or self.copy:
+                    raise errors.NotFound(f"there is no directory {_show(path)}: make it first")
+                parent = self._place_directory(parent, name, was, path).ino
+                continue
+            if not there.is_dir:
+                raise errors.NotADirectory(f"{_show(path)} is no directory now")
+            parent = there.ino
+        return parent
+
+    def _place_directory(self, parent: Ino, name: Name, was: Inode, path: Path) -> _Directory:
+        """Make sure that a directory is there, with no regard to its entries."""
+        tx = self._tx
+        there = tx.find_child(parent, name)
+        if there is not None:
+            return self._enter(was, there.ino, path, created=False)
+        free = not self.copy and tx.find_inode(was.ino) is None
+        ino = was.ino if free else tx.new_ino()
+        inode = was._replace(ino=ino, nlink=2, ctime_ns=tx.now_ns, from_seq=tx.seq)
+        tx.add_inode(inode)
+        self._restore_xattrs(was.ino, ino)
+        tx.add_dentry(parent, name, inode)
+        tx.touch_directory(parent, subdirectories=1)
+        tx.forget_paths()
+        self._note(CREATED, path, ino, parent, name)
+        return self._enter(was, ino, path, created=True)
+
+    def _enter(self, was: Inode, ino: Ino, path: Path, *, created: bool) -> _Directory:
+        extra = not created and any(
+            self._then.find_child(was.ino, entry.name) is None
+            for entry in _iter_children(self._tx, ino)
+        )
+        return _Directory(was, ino, path, created, extra, _iter_children(self._then, was.ino))
+
+    def _restore_tree(self, top: _Directory) -> None:
+        """Put back every entry of a directory that is there, and everything below."""
+        stack = [top]
+        while stack:
+            directory = stack[-1]
+            entry = next(directory.entries, None)
+            if entry is None:
+                self._finish_directory(stack.pop())
+                continue
+            path = _join(directory.path, entry.name)
+            if entry.inode.is_dir:
+                stack.append(self._place_directory(directory.ino, entry.name, entry.inode, path))
+            else:
+                self._place_file(directory.ino, entry.name, entry.inode, path)
+
+    def _finish_directory(self, directory: _Directory) -> None:
+        """Put attributes back once the entries are in place: those set the times."""
+        tx, was = self._tx, directory.then
+        now = tx.get_inode(directory.ino)
+        after = now._replace(mode=was.mode, uid=was.uid, gid=was.gid)
+        if not directory.extra:
+            after = after._replace(atime_ns=was.atime_ns, mtime_ns=was.mtime_ns)
+        changed = self._restore_xattrs(was.ino, now.ino) or _differ(now, after)
+        if changed or directory.created:
+            tx.put_inode(after._replace(ctime_ns=tx.now_ns, from_seq=tx.seq))
+        if changed and not directory.created:
+            self._note(CHANGED, directory.path, now.ino)
+
+    # -- everything else --
+
+    def _place_file(self, parent: Ino, name: Name, was: Inode, path: Path) -> None:
+        tx = self._tx
+        there = tx.find_child(parent, name)
+        if there is not None:
+            if was.nlink > 1:
+                self._placed[was.ino] = there.ino
+            if self._restore_inode(there, was):
+                self._note(CHANGED, path, there.ino)
+            return
+        same = self._find_same(was)
+        if same is not None:
+            inode = same._replace(nlink=same.nlink + 1, ctime_ns=tx.now_ns, from_seq=tx.seq)
+            tx.put_inode(inode)
+        else:
+            inode = self._bring_back(was)
+        tx.add_dentry(parent, name, inode)
+        tx.touch_directory(parent)
+        self._restore_inode(inode, was)
+        if was.nlink > 1:
+            self._placed[was.ino] = inode.ino
+        self._note(CREATED, path, inode.ino, parent, name)
+
+    def _find_same(self, was: Inode) -> Inode | None:
+        """Return the living inode that a file with several names is to share."""
+        tx = self._tx
+        placed = self._placed.get(was.ino)
+        if placed is not None:
+            return tx.get_inode(placed)
+        now = tx.find_inode(was.ino)
+        if self.copy or was.nlink < 2 or now is None or now.nlink == 0:
+            return None
+        same = now.content_seq == was.content_seq and not _differ(
+            now, was._replace(mtime_ns=now.mtime_ns)
+        )
+        for dentry in tx.dentries_of(was.ino):
+            # A name that it had then and still has. Outside the subtree, nothing may change.
+            if self._then.find_dentry_ino(dentry.parent, dentry.name) == was.ino and (
+                same or self._is_inside(dentry.parent, dentry.name)
+            ):
+                return now
+        return None
+
+    def _is_inside(self, parent: Ino, name: Name) -> bool:
+        path = self._tx.path_of(parent, name)
+        return not self._top or path == self._top or path.startswith(self._top + b"/")
+
+    def _bring_back(self, was: Inode) -> Inode:
+        """Make the inode live again, or a copy where it lives elsewhere; content comes next."""
+        tx = self._tx
+        now = tx.find_inode(was.ino)
+        fresh = was._replace(nlink=1, ctime_ns=tx.now_ns, from_seq=tx.seq)
+        if self.copy or (now is not None and now.nlink > 0):
+            size = was.size if was.is_symlink else 0
+            fresh = fresh._replace(ino=tx.new_ino(), content_seq=tx.seq, size=size)
+            tx.add_inode(fresh)
+        else:
+            tx.put_inode(fresh)
+        return fresh
+
+    def _restore_inode(self, now: Inode, was: Inode) -> bool:
+        """Give an inode the content and the attributes of ``was``; tell whether they differed."""
+        tx = self._tx
+        after = now._replace(
+            mode=was.mode, uid=was.uid, gid=was.gid, size=was.size, atime_ns=was.atime_ns,
+            mtime_ns=was.mtime_ns, rdev=was.rdev, target=was.target,
+        )  # fmt: skip
+        changed = _differ(now, after)
+        if was.is_file and self._restore_content(now, was):
+            after = after._replace(content_seq=tx.seq)
+            changed = True
+        changed |= self._restore_xattrs(was.ino, now.ino)
+        if changed:
+            tx.put_inode(after._replace(ctime_ns=tx.now_ns, from_seq=tx.seq))
+        return changed
+
+    def _restore_content(self, now: Inode, was: Inode) -> bool:
+        """Lay down the extents of then where they differ; tell whether the content changes."""
+        tx = self._tx
+        # The extents of an inode that is gone may have been cut while it was open without a name:
+        # only a version that lived throughout can be trusted to have those of its content_seq.
+        lived = now.from_seq < tx.seq and now.ino == was.ino
+        if lived and now.content_seq == was.content_seq:
+            return False
+        old = self._then.extents(was.ino, 0, was.size) if was.size else []
+        new = tx.extents(now.ino, 0, SIZE_MAX)
+        same = _common(old, new)
+        if same == len(old) == len(new) and now.size == was.size:
+            return False
+        rest = old[same:] + new[same:]
+        if rest:
+            tx.truncate_extents(now.ino, min(extent.start for extent in rest))
+            tx.put_extents(now.ino, old[same:])
+        return True
+
+    def _restore_xattrs(self, source: Ino, ino: Ino) -> bool:
+        tx, then = self._tx, self._then
+        old = {name: then.find_xattr(source, name) for name in then.xattr_names(source)}
+        new = {name: tx.find_xattr(ino, name) for name in tx.xattr_names(ino)}
+        for name in new.keys() - old.keys():
+            tx.remove_xattr(ino, name)
+        for name, value in old.items():
+            if value is not None and new.get(name) != value:
+                tx.put_xattr(ino, name, value)
+        return old != new
+
+    def _note(
+        self, action: str, path: Path, ino: Ino, parent: Ino = NO_INO, name: bytes = b""
+    ) -> None:
+        self.done.append(Restored(action, path, ino))
+        self._tx.add_touched(ino)
+        if parent != NO_INO:
+            self._tx.add_touched(ino, parent, name)
+        self._seen += 1
+        if self._progress is not None and self._seen % _PROGRESS_EVERY == 0:
+            self._progress(self._seen)
+
+
+def _mergeable(was: Inode, there: Inode) -> bool:
+    """What is there can become what was: the same inode, or a directory in another's place."""
+    return was.ino == there.ino or (was.is_dir and there.is_dir)
+
+
+def _differ(now: Inode, after: Inode) -> bool:
+    def seen(inode: Inode) -> tuple[object, ...]:
+        return (inode.mode, inode.uid, inode.gid, inode.size, inode.mtime_ns, inode.target)
+
+    return seen(now) != seen(after)
+
+
+def _common(old: list[Extent], new: list[Extent]) -> int:
+    """Return how many extents two lists have in common at their beginning."""
+    for index, (first, second) in enumerate(zip(old, new, strict=False)):
+        if first != second:
+            return index
+    return min(len(old), len(new))
+
+
+def _iter_children(view: View, directory: Ino) -> Iterator[Listed]:
+    """Yield a directory's entries a page at a time; entries may be removed meanwhile."""
+    after = 0
+    while True:
+        page = view.list_children(directory, after, _PAGE)
+        yield from page
+        if len(page) < _PAGE:
+            return
+        after = page[-1].cookie
+
+
+def _join(directory: bytes, name: bytes) -> Path:
+    return Path(directory + b"/" + name if directory else name)
+
+
+def _show(path: bytes) -> str:
+    return "/" + path.decode(errors="backslashreplace")

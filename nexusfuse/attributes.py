@@ -1,0 +1,67 @@
+"""``Inode`` to ``EntryAttributes`` and back, and how long the kernel may believe them."""
+
+from __future__ import annotations
+
+import errno
+
+import pyfuse3
+
+from nexus_engine import errors
+from nexus_engine.fs.attributes import NewAttributes
+from nexus_engine.types import Inode
+
+CACHE_TIMEOUT_S = 3600.0
+"""Long, because whatever changes behind the kernel's back is invalidated."""
+BLOCK_BYTES = 4096
+
+
+def to_entry(inode: Inode, ino: int | None = None) -> pyfuse3.EntryAttributes:
+    """Return the attributes as the kernel takes them.
+
+    Args:
+        ino: The number to show, where it is not the inode's own (history).
+    """
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = inode.ino if ino is None else ino
+    entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
+    entry.st_mode = inode.mode
+    entry.st_nlink = inode.nlink
+    entry.st_uid = inode.uid
+    entry.st_gid = inode.gid
+    entry.st_rdev = inode.rdev
+    entry.st_size = inode.size
+    entry.st_blksize = BLOCK_BYTES
+    entry.st_blocks = (inode.size + 511) >> 9
+    entry.st_atime_ns = inode.atime_ns
+    entry.st_mtime_ns = inode.mtime_ns
+    entry.st_ctime_ns = inode.ctime_ns
+    return entry
+
+
+def negative_entry() -> pyfuse3.EntryAttributes:
+    """Return "no such name", for the kernel to remember: most lookups of a build miss."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = CACHE_TIMEOUT_S
+    return entry
+
+
+def from_entry(
+    entry: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields
+) -> NewAttributes:
+    """Return what a SETATTR request wants changed."""
+    if fields.update_size and entry.st_size < 0:
+        raise errors.InvalidArgument("negative size")
+    return NewAttributes(
+        mode=entry.st_mode if fields.update_mode else None,
+        uid=entry.st_uid if fields.update_uid else None,
+        gid=entry.st_gid if fields.update_gid else None,
+        size=entry.st_size if fields.update_size else None,
+        atime_ns=entry.st_atime_ns if fields.update_atime else None,
+        mtime_ns=entry.st_mtime_ns if fields.update_mtime else None,
+    )
+
+
+def read_only() -> pyfuse3.FUSEError:
+    """Return what every change in the past answers."""
+    return pyfuse3.FUSEError(errno.EROFS)

@@ -1,0 +1,90 @@
+"""How things are: status, stats, verify-log, fsck; and shell completion."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from nexus_engine.commands import Request
+from nexusfuse.ctl.options import PATH, common_options
+from nexusfuse.ctl.place import CommandLine, Place
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("path", type=PATH, required=False)
+@common_options
+@click.pass_obj
+def status(place: Place, path: str | None) -> None:
+    """Show the mount that PATH (or the working directory) is in: store, daemon, log."""
+    if path is not None:
+        place.path(path)
+    if not isinstance(place, CommandLine) or place.store is not None:
+        place.submit(Request("status", {}))
+        return
+    mount = place.mount
+    reply = place.ask(Request("status", {}))
+    facts: dict[str, object] = {"mountpoint": os.fsdecode(mount.path)}
+    facts |= {key: value for key, value in mount_status(mount.path).items() if key not in reply}
+    place.show(Request("status", {}), facts | reply)
+
+
+def mount_status(mountpoint: bytes) -> dict[str, str]:
+    """Return what the daemon tells of itself: the ``key value`` lines of ``.nexus/status``."""
+    text = Path(os.fsdecode(mountpoint), ".nexus/status").read_text(errors="backslashreplace")
+    return dict(line.partition(" ")[::2] for line in text.splitlines())
+
+
+@click.command()
+@common_options
+@click.pass_obj
+def stats(place: Place) -> None:
+    """Show figures: operations, files, bytes kept and bytes shown."""
+    place.submit(Request("stats", {}))
+
+
+@click.command("verify-log")
+@common_options
+@click.pass_obj
+def verify_log(place: Place) -> None:
+    """Prove that no record of the log was changed or left out."""
+    place.submit(Request("verify-log", {}))
+
+
+@click.command()
+@click.option("--deep", is_flag=True, help="Read and verify every stored byte, too.")
+@common_options
+@click.pass_obj
+def fsck(place: Place, *, deep: bool) -> None:
+    """Check that the store is consistent. Changes nothing.
+
+    Exit codes as fsck(8): 0 clean, 4 problems found, 8 the check could not run.
+    """
+    place.submit(Request("fsck", {"deep": deep}))
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS), required=False)
+@click.pass_context
+def completion(ctx: click.Context, shell: str | None) -> None:
+    """Print the script that completes nexus-ctl's arguments.
+
+    For bash: nexus-ctl completion bash > ~/.local/share/bash-completion/completions/nexus-ctl
+    """
+    from click.shell_completion import get_completion_class
+
+    ctx.obj.shell()
+    shell = shell or Path(os.environ.get("SHELL", "")).name
+    maker = get_completion_class(shell) if shell in SHELLS else None
+    if maker is None:
+        raise click.UsageError(f"say which shell: {', '.join(SHELLS)}")
+    root = ctx.find_root().command
+    click.echo(maker(root, {}, "nexus-ctl", "_NEXUS_CTL_COMPLETE").source())
+
+
+completion.shell_only = True  # type: ignore[attr-defined]
+
+COMMANDS = [status, stats, verify_log, fsck, completion]

@@ -1,0 +1,321 @@
+"""Replies as people read them, and as JSON.
+
+Each verb's reply becomes blocks (lines and tables), which are shown as plain text or, on a terminal,
+with colours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from nexus_engine.commands import Reply, Request
+
+LISTS = {
+    "log": "operations",
+    "history": "operations",
+    "versions": "versions",
+    "diff": "changes",
+    "snapshot-list": "snapshots",
+    "tag-list": "tags",
+}
+"""Verbs whose reply is a list: JSON Lines rather than one object."""
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+class Line(NamedTuple):
+    text: str
+    style: str = ""
+    """A rich style, for terminals."""
+
+
+class Table(NamedTuple):
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    styles: list[str] = []
+    """A rich style for each row, or nothing."""
+
+
+Block = Line | Table
+
+
+def render(request: Request, reply: Reply) -> str:
+    """Return a reply as plain text."""
+    return plain(blocks(request, reply))
+
+
+def blocks(request: Request, reply: Reply) -> list[Block]:
+    """Return what there is to show of a reply."""
+    return list(_BLOCKS.get(request.verb, _facts)(reply))
+
+
+def json_items(request: Request, reply: Reply) -> list[Any]:
+    """Return the objects to print, one a line."""
+    key = LISTS.get(request.verb)
+    return [reply] if key is None else list(reply[key])
+
+
+# -- the two ways of showing --
+
+
+def plain(shown: Iterable[Block]) -> str:
+    """Return blocks as text without colour; columns are aligned, nothing is cut off."""
+    lines: list[str] = []
+    for block in shown:
+        if isinstance(block, Line):
+            lines.append(printable(block.text))
+            continue
+        rows = [[printable(cell) for cell in row] for row in (block.columns, *block.rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append("  ".join(cells).rstrip())
+    return "".join(line + "\n" for line in lines)
+
+
+def show(shown: list[Block]) -> None:
+    """Print blocks: as rich tables on a terminal, else as plain text."""
+    if not (sys.stdout.isatty() and "NO_COLOR" not in os.environ):
+        sys.stdout.write(plain(shown))
+        sys.stdout.flush()
+        return
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for block in shown:
+        if isinstance(block, Line):
+            console.print(Text(printable(block.text), style=block.style), soft_wrap=True)
+            continue
+        table = RichTable(box=None, pad_edge=False, header_style="bold")
+        for column in block.columns:
+            table.add_column(column, overflow="fold")
+        for row, style in zip(block.rows, block.styles or [""] * len(block.rows), strict=True):
+            table.add_row(*(Text(printable(cell)) for cell in row), style=style)
+        console.print(table)
+
+
+def printable(text: str) -> str:
+    """Return text with everything escaped that a terminal would act on or could not print."""
+    if text.isprintable():
+        return text
+    return "".join(map(_escape, text))
+
+
+def _escape(char: str) -> str:
+    if char.isprintable():
+        return char
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+# -- parts --
+
+
+def moment(time_ns: int) -> str:
+    """Return a time as this machine's clock on the wall showed it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ns // 1_000_000_000))
+
+
+def who(actor: dict[str, Any]) -> str:
+    """Return an actor in a word: its agent, else who it was for an API, else its process."""
+    name = actor["agent"] or actor["principal"]
+    return name or f"{actor['command'] or '?'}[{actor['pid']}]"
+
+
+def shown_path(path: str) -> str:
+    return "/" + path
+
+
+def size(size_bytes: int) -> str:
+    """Return a size in the largest binary unit that leaves a whole part."""
+    value, unit = float(size_bytes), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{size_bytes} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def _paths(item: dict[str, Any]) -> str:
+    second = item.get("path2")
+    path = shown_path(item["path"])
+    return path if second is None else f"{path} -> {shown_path(second)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+# -- one function per verb --
+
+
+def _facts(reply: Reply, prefix: str = "") -> Iterator[Block]:
+    """Show a reply that is figures: ``key value`` lines."""
+    for key, value in reply.items():
+        if isinstance(value, dict):
+            yield from _facts(value, f"{prefix}{key}_")
+        elif value is not None:
+            yield Line(f"{prefix}{key} {_fact(key, value)}")
+
+
+def _fact(key: str, value: Any) -> str:
+    if key.endswith("_ns") and isinstance(value, int):
+        return moment(value)
+    if key.endswith("_bytes") and isinstance(value, int):
+        return f"{value} ({size(value)})"
+    return str(value)
+
+
+def _log(reply: Reply) -> Iterator[Block]:
+    operations = reply["operations"]
+    if not operations:
+        yield Line("No operations match.")
+        return
+    rows = [
+        (
+            f"op-{op['seq']}",
+            moment(op["time_ns"]),
+            who(op["actor"]),
+            op["kind"],
+            _paths(op),
+            "undone" if op["undone"] else "",
+        )
+        for op in operations
+    ]
+    styles = ["dim" if op["undone"] else "" for op in operations]
+    yield Table(("OP", "TIME", "WHO", "KIND", "PATH", ""), rows, styles)
+    if reply["more"]:
+        yield Line(f"There are more: --before op-{operations[-1]['seq']}", "dim")
+
+
+def _undo(reply: Reply) -> Iterator[Block]:
+    verb = "redo" if reply["redo"] else "undo"
+    changes, conflicts = reply["changes"], reply["conflicts"]
+    count = _count(reply["operations"], "operation")
+    if reply["dry_run"]:
+        for change in changes:
+            yield Line(f"{change['action']}  {_paths(change)}", _CHANGE_STYLES.get(change["action"], ""))
+    for conflict in conflicts:
+        yield Line(_conflict(conflict), "yellow")
+    touched = _count(reply["change_count"], "path")
+    left = f"; {_count(len(conflicts), 'conflict')} left alone (--force overrides)"
+    if reply["dry_run"]:
+        summary = f"Would {verb} {count}: {touched}"
+    else:
+        done = "Redid" if reply["redo"] else "Undid"
+        summary = f"{done} {count}: {touched}"
+        if reply["seq"] is not None:
+            summary += f"; op-{reply['seq']} takes it back"
+    yield Line(summary + (left if conflicts else "") + ".", "bold")
+
+
+_CHANGE_STYLES = {"remove": "red", "restore": "green", "content": "cyan"}
+
+
+def _conflict(conflict: dict[str, Any]) -> str:
+    text = f"conflict  {shown_path(conflict['path'])}: {conflict['reason']}"
+    if conflict.get("seq") is not None:
+        text += f" (op-{conflict['seq']}"
+        if conflict.get("actor") is not None:
+            text += f" by {who(conflict['actor'])}"
+        if conflict.get("time_ns") is not None:
+            text += f", {moment(conflict['time_ns'])}"
+        text += ")"
+    return text
+
+
+_DIFF_STYLES = {"added": "green", "removed": "red", "renamed": "magenta"}
+
+
+def _diff(reply: Reply) -> Iterator[Block]:
+    if not reply["changes"]:
+        yield Line("Nothing differs.")
+    for change in reply["changes"]:
+        kind = change["change"]
+        yield Line(f"{kind:10} {_paths(change)}", _DIFF_STYLES.get(kind, "yellow"))
+
+
+def _versions(reply: Reply) -> Iterator[Block]:
+    rows = [
+        (f"op-{version['seq']}", moment(version["time_ns"]), size(version["size"]), who(version["actor"]))
+        for version in reply["versions"]
+    ]
+    yield Table(("OP", "TIME", "SIZE", "WHO"), rows)
+
+
+def _restore(reply: Reply) -> Iterator[Block]:
+    yield Line(
+        f"Restored {shown_path(reply['path'])} as of op-{reply['as_of']}"
+        + (f" to {shown_path(reply['to'])}" if reply["to"] is not None else "")
+        + (f"; undo op-{reply['seq']} takes it back." if reply["seq"] is not None else ": no change.")
+    )
+
+
+def _snapshots(reply: Reply) -> Iterator[Block]:
+    if not reply["snapshots"]:
+        yield Line("There are no snapshots.")
+        return
+    rows = [
+        (snapshot["name"], f"op-{snapshot['seq']}", moment(snapshot["time_ns"]))
+        for snapshot in reply["snapshots"]
+    ]
+    yield Table(("NAME", "OP", "TIME"), rows)
+
+
+def _snapshot_made(reply: Reply) -> Iterator[Block]:
+    yield Line(f"Snapshot {reply['name']} keeps the moment op-{reply['seq']}.")
+
+
+def _snapshot_dropped(reply: Reply) -> Iterator[Block]:
+    yield Line(f"Snapshot {reply['name']} is gone; the history it named is not.")
+
+
+def _tags(reply: Reply) -> Iterator[Block]:
+    for tag in reply["tags"]:
+        yield Line(f"{tag['key']}={tag['value']}")
+
+
+def _tag_set(reply: Reply) -> Iterator[Block]:
+    yield Line(f"{shown_path(reply['path'])}: {reply['key']}={reply['value']}")
+
+
+def _tag_removed(reply: Reply) -> Iterator[Block]:
+    yield Line(f"{shown_path(reply['path'])}: no {reply['key']} any more")
+
+
+def _verify_log(reply: Reply) -> Iterator[Block]:
+    yield from (Line(problem, "red") for problem in reply["problems"])
+    verdict = "is whole" if not reply["problems"] else "is broken"
+    yield Line(f"The chain of {_count(reply['records'], 'record')} {verdict}.", "bold")
+
+
+def _fsck(reply: Reply) -> Iterator[Block]:
+    yield from (Line(problem, "red") for problem in reply["problems"])
+    if reply["problems"]:
+        yield Line(f"{_count(len(reply['problems']), 'problem')} found.", "bold red")
+    else:
+        yield Line("Clean.", "bold")
+
+
+_BLOCKS: dict[str, Callable[[Reply], Iterator[Block]]] = {
+    "log": _log,
+    "history": _log,
+    "undo": _undo,
+    "redo": _undo,
+    "diff": _diff,
+    "versions": _versions,
+    "restore": _restore,
+    "snapshot-create": _snapshot_made,
+    "snapshot-list": _snapshots,
+    "snapshot-delete": _snapshot_dropped,
+    "tag-set": _tag_set,
+    "tag-list": _tags,
+    "tag-remove": _tag_removed,
+    "verify-log": _verify_log,
+    "fsck": _fsck,
+}

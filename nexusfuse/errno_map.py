@@ -1,0 +1,101 @@
+"""The one place where an engine error becomes an errno, and a bug becomes EIO."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import pyfuse3
+
+from nexus_engine import errors
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ERRNO: dict[type[errors.EngineError], int] = {
+    errors.NotFound: errno.ENOENT,
+    errors.NotADirectory: errno.ENOTDIR,
+    errors.IsADirectory: errno.EISDIR,
+    errors.AlreadyExists: errno.EEXIST,
+    errors.DirectoryNotEmpty: errno.ENOTEMPTY,
+    errors.NameTooLong: errno.ENAMETOOLONG,
+    errors.InvalidName: errno.EINVAL,
+    errors.InvalidArgument: errno.EINVAL,
+    errors.TooManyLinks: errno.EMLINK,
+    errors.StaleInode: errno.ESTALE,
+    errors.PermissionDenied: errno.EACCES,
+    errors.OperationNotPermitted: errno.EPERM,
+    errors.ReadOnly: errno.EROFS,
+    errors.NoSpace: errno.ENOSPC,
+    errors.FileTooBig: errno.EFBIG,
+    errors.NotSupported: errno.EOPNOTSUPP,
+    errors.TooManyMoments: errno.ENFILE,
+    errors.StoreBusy: errno.EAGAIN,
+    errors.NoXattr: errno.ENODATA,
+    errors.XattrTooBig: errno.E2BIG,
+    errors.InvalidMoment: errno.ENOENT,
+    errors.InvalidSelector: errno.EINVAL,
+    errors.InvalidCommand: errno.EINVAL,
+    errors.NothingToUndo: errno.ENOENT,
+    errors.HistoryExpired: errno.ENOENT,
+    errors.UndoConflict: errno.EBUSY,
+    errors.CorruptChunk: errno.EIO,
+    errors.MissingChunk: errno.EIO,
+    errors.CorruptMetadata: errno.EIO,
+    errors.BrokenChain: errno.EIO,
+    errors.StoreNotFound: errno.ENOENT,
+    errors.StoreExists: errno.EEXIST,
+    errors.StoreInaccessible: errno.EIO,
+    errors.StoreVersion: errno.EIO,
+    errors.ObjectNotFound: errno.EIO,
+    errors.ObjectStoreFailed: errno.EIO,
+}
+
+_WORTH_A_LINE = (errors.IntegrityError, errors.BackendError, errors.NoSpace)
+
+
+class Counting(Protocol):
+    """Whoever serves requests counts them, for ``.nexus/status``."""
+
+    requests: dict[str, int]
+
+
+S = TypeVar("S", bound=Counting)
+
+
+def fuse_request(
+    handler: Callable[Concatenate[S, P], Awaitable[R]],
+) -> Callable[Concatenate[S, P], Awaitable[R]]:
+    """Make a method a FUSE request handler.
+
+    An exception other than ``FUSEError`` that escapes a handler would end pyfuse3's main loop and
+    strand every program that uses the mount.
+    """
+    name = handler.__name__
+
+    @functools.wraps(handler)
+    async def request(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.requests[name] += 1
+        try:
+            return await handler(self, *args, **kwargs)
+        except errors.EngineError as error:
+            if isinstance(error, _WORTH_A_LINE):
+                log.error("%s%s: %s", name, _numbers(args), error)
+            raise pyfuse3.FUSEError(ERRNO[type(error)]) from error
+        except pyfuse3.FUSEError:
+            raise
+        except Exception:
+            log.exception("%s%s failed: a bug; the caller gets EIO", name, _numbers(args))
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return request
+
+
+def _numbers(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Show what identifies a request, not its data."""
+    return tuple(a if isinstance(a, int) else "…" for a in args)

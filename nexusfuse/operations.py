@@ -1,0 +1,412 @@
+"""One method for each FUSE request: unpack, call, pack.
+
+A number with bit 62 belongs to the virtual tree; everything else is the engine's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import Counter
+from typing import Any
+
+import pyfuse3
+
+from nexus_engine import errors
+from nexus_engine.engine import Engine
+from nexus_engine.fs.files import Handle
+from nexus_engine.types import Actor, Ino, Inode, Name
+from nexusfuse.actors import ActorResolver
+from nexusfuse.attributes import from_entry, negative_entry, read_only, to_entry
+from nexusfuse.errno_map import fuse_request
+from nexusfuse.handles import HandleTable
+from nexusfuse.virtual.base import Entry, OpenDirectory, OpenFile
+from nexusfuse.virtual.numbers import NAMES, VIRTUAL, NodeKind, node_number
+from nexusfuse.virtual.reports import EventStream
+from nexusfuse.virtual.tree import VirtualTree
+
+NEXUS = Name(b".nexus")
+_BATCH = 64
+_NOBODY = Actor(0, 0)
+
+
+class LiveFile:
+    """An open file of the live tree."""
+
+    __slots__ = ("_engine", "_handle")
+
+    def __init__(self, engine: Engine, handle: Handle) -> None:
+        self._engine = engine
+        self._handle = handle
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await self._engine.read(self._handle, offset, length)
+
+    async def write(self, offset: int, data: bytes) -> int:
+        return await self._engine.write(self._handle, offset, data)
+
+    async def flush(self) -> None:
+        await self._engine.flush(self._handle)
+
+    async def fsync(self) -> None:
+        await self._engine.fsync(self._handle)
+
+    async def release(self) -> None:
+        await self._engine.release(self._handle)
+
+
+class LiveDirectory:
+    """An open directory of the live tree."""
+
+    __slots__ = ("_engine", "_ino")
+
+    def __init__(self, engine: Engine, ino: Ino) -> None:
+        self._engine = engine
+        self._ino = ino
+
+    async def entries(self, after: int) -> list[Entry]:
+        dots = []
+        if after < 2:
+            here = await self._engine.getattr(self._ino)
+            up = await self._engine.getattr(await self._engine.parent_of(self._ino))
+            dots = [Entry(1, b".", to_entry(here)), Entry(2, b"..", to_entry(up))][after:]
+        listed = await self._engine.list_children(self._ino, after if after > 2 else 0, _BATCH)
+        return dots + [Entry(cookie, name, to_entry(inode)) for cookie, name, inode in listed]
+
+
+class Operations(pyfuse3.Operations):
+    """What the kernel calls."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(self, engine: Engine, *, read_only: bool) -> None:
+        super().__init__()
+        self._engine = engine
+        self._read_only = read_only
+        self._actors = ActorResolver()
+        self._files: HandleTable[OpenFile] = HandleTable()
+        self._directories: HandleTable[OpenDirectory] = HandleTable()
+        self.tree: VirtualTree
+        self.requests: Counter[str] = Counter()
+
+    def close(self) -> None:
+        self._actors.close()
+
+    def _actor(self, ctx: pyfuse3.RequestContext) -> Actor:
+        """Return who changes something."""
+        if self._read_only:
+            raise read_only()
+        return self._actors.resolve(ctx)
+
+    # -- names and attributes --
+
+    @fuse_request
+    async def lookup(
+        self, parent: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if name in (b".", b".."):
+            return await self._dot(parent, name)
+        if parent & VIRTUAL:
+            actor = Actor(ctx.uid, ctx.gid, ctx.pid)
+            entry = await self.tree.node(parent).lookup(Name(name), actor)
+            return negative_entry() if entry is None else entry
+        inode = await self._engine.lookup(Ino(parent), Name(name))
+        if inode is not None:
+            return to_entry(inode)
+        if name == NEXUS:
+            return await self.tree.node(node_number(NodeKind.NEXUS, parent)).attributes()
+        if name in NAMES:
+            return await self._lookup_beside_real(Ino(parent), name)
+        return negative_entry()
+
+    async def _lookup_beside_real(self, parent: Ino, name: bytes) -> pyfuse3.EntryAttributes:
+        """Find a virtual name in a real directory called ``.nexus``."""
+        dentries = self._engine.reader.dentries_of(parent)
+        if not dentries or dentries[0].name != NEXUS:
+            return negative_entry()
+        return await self.tree.node(node_number(NAMES[name], dentries[0].parent)).attributes()
+
+    async def _dot(self, ino: int, name: bytes) -> pyfuse3.EntryAttributes:
+        """Resolve what only a file handle from another time asks for."""
+        if ino & VIRTUAL:
+            raise pyfuse3.FUSEError(errno.ESTALE)
+        target = Ino(ino) if name == b"." else await self._engine.parent_of(Ino(ino))
+        return to_entry(await self._engine.getattr(target))
+
+    @fuse_request
+    async def getattr(self, ino: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        if ino & VIRTUAL:
+            return await self.tree.node(ino).attributes()
+        return to_entry(await self._engine.getattr(Ino(ino)))
+
+    @fuse_request
+    async def setattr(
+        self,
+        ino: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        if ino & VIRTUAL:
+            entry = await self.tree.node(ino).attributes()
+            # `echo … > control` truncates before it writes.
+            if stat.S_ISREG(entry.st_mode) and entry.st_mode & 0o222:
+                return entry
+            raise read_only()
+        new = from_entry(attr, fields)
+        inode = await self._engine.setattr(Ino(ino), new, self._actor(ctx))
+        return to_entry(inode)
+
+    @fuse_request
+    async def readlink(self, ino: int, ctx: pyfuse3.RequestContext) -> bytes:
+        if ino & VIRTUAL:
+            return await self.tree.node(ino).readlink()
+        target = (await self._engine.getattr(Ino(ino))).target
+        if target is None:
+            raise errors.InvalidArgument("not a symlink")
+        return target
+
+    @fuse_request
+    async def access(self, ino: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        return True  # default_permissions: the kernel has decided
+
+    @fuse_request
+    async def forget(self, inode_list: list[tuple[int, int]]) -> None:
+        """Nothing is kept for the kernel's references: a number says all there is to know."""
+
+    # -- making and removing names --
+
+    async def _make(
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        ctx: pyfuse3.RequestContext,
+        **kind: Any,
+    ) -> Inode:
+        actor = self._actor(ctx)
+        directory = await self._real_directory(parent, actor)
+        return await self._engine.make(directory, Name(name), mode, actor, **kind)
+
+    async def _real_directory(self, parent: int, actor: Actor) -> Ino:
+        """Return where a new name goes; a virtual ``.nexus`` becomes real with its first entry."""
+        if not parent & VIRTUAL:
+            return Ino(parent)
+        directory = self._nexus_directory(parent)
+        existing = await self._engine.lookup(directory, NEXUS)
+        if existing is None:
+            mode = (await self._engine.getattr(directory)).mode
+            existing = await self._engine.make(directory, NEXUS, mode, actor)
+            pyfuse3.invalidate_entry_async(directory, NEXUS, ignore_enoent=True)
+        return existing.ino
+
+    def _nexus_directory(self, number: int) -> Ino:
+        """Return the directory whose ``.nexus`` a number is; nothing else takes new names."""
+        node = self.tree.nexus_of(number)
+        if node is None:
+            raise read_only()
+        return node
+
+    @fuse_request
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG
+        return to_entry(await self._make(parent, name, mode, ctx, rdev=rdev))
+
+    @fuse_request
+    async def mkdir(
+        self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if parent & VIRTUAL and self.tree.nexus_of(parent) is None:
+            return await self.tree.node(parent).mkdir(Name(name), self._actor(ctx))
+        return to_entry(await self._make(parent, name, mode, ctx))
+
+    @fuse_request
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        mode = stat.S_IFLNK | 0o777
+        return to_entry(await self._make(parent, name, mode, ctx, target=target))
+
+    @fuse_request
+    async def link(
+        self, ino: int, new_parent: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if ino & VIRTUAL:
+            raise pyfuse3.FUSEError(errno.EXDEV)
+        actor = self._actor(ctx)
+        directory = await self._real_directory(new_parent, actor)
+        return to_entry(await self._engine.link(Ino(ino), directory, Name(new_name), actor))
+
+    @fuse_request
+    async def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        if parent & VIRTUAL:
+            raise read_only()
+        await self._engine.unlink(Ino(parent), Name(name), self._actor(ctx))
+
+    @fuse_request
+    async def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        if parent & VIRTUAL:
+            await self.tree.node(parent).rmdir(Name(name), self._actor(ctx))
+            return
+        if name == NEXUS and await self._engine.lookup(Ino(parent), NEXUS) is None:
+            raise pyfuse3.FUSEError(errno.EBUSY)  # not a directory that could be removed
+        await self._engine.rmdir(Ino(parent), Name(name), self._actor(ctx))
+
+    @fuse_request
+    async def rename(
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        if parent & VIRTUAL or new_parent & VIRTUAL:
+            raise read_only()
+        actor = self._actor(ctx)
+        await self._engine.rename(
+            Ino(parent), Name(name), Ino(new_parent), Name(new_name), flags, actor
+        )
+
+    # -- files --
+
+    @fuse_request
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        actor = self._actor(ctx)
+        directory = await self._real_directory(parent, actor)
+        try:
+            handle, inode = await self._engine.create(directory, Name(name), mode, actor)
+        except errors.AlreadyExists:
+            # Another process of the store made it, and the kernel does not know yet.
+            existing = await self._engine.lookup(directory, Name(name))
+            if flags & os.O_EXCL or existing is None or not existing.is_file:
+                raise
+            handle = await self._engine.open(existing.ino, flags, actor)
+            inode = await self._engine.getattr(existing.ino)
+        info = pyfuse3.FileInfo(
+            fh=self._files.add(LiveFile(self._engine, handle)), keep_cache=True
+        )
+        return info, to_entry(inode)
+
+    @fuse_request
+    async def open(
+        self, ino: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileInfo:
+        if ino & VIRTUAL:
+            file, info = await self.tree.node(ino).open(flags, self._actors.resolve(ctx))
+            info.fh = self._files.add(file)
+            return info
+        # Readers leave no trace in the log, so there is no need to know who they are.
+        reads = flags & os.O_ACCMODE == os.O_RDONLY
+        actor = _NOBODY if reads else self._actor(ctx)
+        handle = await self._engine.open(Ino(ino), flags, actor)
+        return pyfuse3.FileInfo(
+            fh=self._files.add(LiveFile(self._engine, handle)), keep_cache=True
+        )
+
+    @fuse_request
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        return await self._files.get(fh).read(offset, size)
+
+    @fuse_request
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
+        return await self._files.get(fh).write(offset, data)
+
+    @fuse_request
+    async def flush(self, fh: int) -> None:
+        await self._files.get(fh).flush()
+
+    @fuse_request
+    async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
+        await self._files.get(fh).fsync()
+
+    @fuse_request
+    async def release(self, fh: int) -> None:
+        await self._files.pop(fh).release()
+
+    @fuse_request
+    async def poll(
+        self, ino: int, fh: int, handle: pyfuse3.PollHandle | None, ctx: pyfuse3.RequestContext
+    ) -> int:
+        file = self._files.get(fh)
+        if isinstance(file, EventStream):
+            return file.poll(handle)
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    # -- directories --
+
+    @fuse_request
+    async def opendir(self, ino: int, ctx: pyfuse3.RequestContext) -> int:
+        if ino & VIRTUAL:
+            directory = await self.tree.node(ino).opendir(self._actors.resolve(ctx))
+            return self._directories.add(directory)
+        return self._directories.add(LiveDirectory(self._engine, Ino(ino)))
+
+    @fuse_request
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        directory = self._directories.get(fh)
+        after = start_id
+        while entries := await directory.entries(after):
+            for cookie, name, attributes in entries:
+                if not pyfuse3.readdir_reply(token, name, attributes, cookie):
+                    return
+                after = cookie
+
+    @fuse_request
+    async def releasedir(self, fh: int) -> None:
+        self._directories.pop(fh)
+
+    @fuse_request
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: FBT001
+        await self._engine.sync()
+
+    # -- extended attributes --
+
+    @fuse_request
+    async def getxattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if ino & VIRTUAL:
+            return await self.tree.node(ino).getxattr(name)
+        return await self._engine.getxattr(Ino(ino), name)
+
+    @fuse_request
+    async def listxattr(self, ino: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        if ino & VIRTUAL:
+            return await self.tree.node(ino).listxattr()
+        return await self._engine.listxattr(Ino(ino))
+
+    @fuse_request
+    async def setxattr(
+        self, ino: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
+    ) -> None:
+        if ino & VIRTUAL:
+            raise read_only()
+        await self._engine.setxattr(Ino(ino), name, value, self._actor(ctx))
+
+    @fuse_request
+    async def removexattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        if ino & VIRTUAL:
+            raise read_only()
+        await self._engine.removexattr(Ino(ino), name, self._actor(ctx))
+
+    # -- the filesystem --
+
+    @fuse_request
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        usage = await self._engine.usage()
+        reply = pyfuse3.StatvfsData()
+        reply.f_bsize = reply.f_frsize = usage.block_size
+        reply.f_blocks = usage.blocks
+        reply.f_bfree = reply.f_bavail = usage.blocks_free
+        reply.f_files = usage.inodes
+        reply.f_ffree = reply.f_favail = usage.inodes_free
+        reply.f_namemax = 255
+        return reply

@@ -1,0 +1,170 @@
+"""``control``: write a command, read the reply."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pyfuse3
+import trio
+
+from nexus_engine import commands, errors
+from nexus_engine.store import Store
+from nexus_engine.types import Actor, Inode
+from nexusfuse.ctl import grammar
+from nexusfuse.virtual.base import OpenFile, direct_file
+from nexusfuse.virtual.numbers import NodeKind
+from nexusfuse.virtual.reports import FileNode
+
+if TYPE_CHECKING:
+    from nexusfuse.virtual.tree import VirtualTree
+
+COMMAND_BYTES_MAX = 1 << 20
+REPLIES_MAX = 64
+"""Users whose last reply is kept for a separate ``cat``."""
+
+
+class ControlNode(FileNode):
+    """Anyone who can reach the directory may ask; each command checks what its actor may do."""
+
+    kind = NodeKind.CONTROL
+
+    def permissions(self, directory: Inode) -> int:
+        return 0o666
+
+    async def open(self, flags: int, actor: Actor) -> tuple[OpenFile, pyfuse3.FileInfo]:
+        mode = flags & os.O_ACCMODE
+        if mode == os.O_RDONLY:
+            reply = self._tree.replies.get((actor.uid, self._directory), b"")
+            return ControlFile(self, actor, reply, streams=False), direct_file()
+        return ControlFile(self, actor, b"", streams=mode == os.O_RDWR), direct_file()
+
+    async def run(self, line: bytes, actor: Actor, output: ControlFile) -> None:
+        """Run one command; its lines go to ``output``."""
+        text = line.decode(errors="surrogateescape").strip()
+        if text.startswith("{"):
+            await self._run_json(text, actor, output)
+        else:
+            await self._run_text(text, actor, output)
+
+    async def _run_json(self, text: str, actor: Actor, output: ControlFile) -> None:
+        """Serve nexus-ctl: JSON lines of progress, then the reply or the error."""
+        try:
+            call: dict[str, Any] = msgspec.json.decode(text)
+            request = commands.Request(verb=call["verb"], args=call.get("args", {}))
+        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            raise errors.InvalidCommand(f"not a request: {error}") from error
+        try:
+            reply = await self._execute(request, actor, output)
+        except errors.EngineError as error:
+            failure = {"type": type(error).__name__, "message": str(error)}
+            output.add(msgspec.json.encode({"error": failure}) + b"\n")
+            raise
+        output.add(msgspec.json.encode({"reply": reply}) + b"\n")
+
+    async def _run_text(self, text: str, actor: Actor, output: ControlFile) -> None:
+        """Serve a person with ``echo`` and ``cat``."""
+        try:
+            request, render = grammar.parse(text, self._path())
+            reply = await self._execute(request, actor, None)
+        except errors.EngineError as error:
+            output.add(f"error: {error}\n".encode(errors="surrogateescape"))
+            raise
+        output.add(render(reply).encode(errors="surrogateescape"))
+
+    async def _execute(
+        self, request: commands.Request, actor: Actor, output: ControlFile | None
+    ) -> Any:
+        await self._engine.settle()
+
+        def progress(what: str, done: int, total: int | None) -> None:
+            if output is not None:
+                line = msgspec.json.encode({"progress": [what, done, total]}) + b"\n"
+                trio.from_thread.run_sync(output.add, line)
+
+        def run(store: Store) -> Any:
+            return commands.execute(store, request, actor, progress)
+
+        reply = await self._engine.in_peer(run)
+        # The caller looks as soon as we answer: the kernel must have forgotten what was undone.
+        await self._tree.invalidate()
+        return reply
+
+
+class ControlFile:
+    """An open ``control``.
+
+    Opened for writing only, ``write`` returns when the command is done and fails as it fails.
+    Opened for both, ``write`` returns at once and ``read`` gives lines as they come.
+    """
+
+    def __init__(self, node: ControlNode, actor: Actor, reply: bytes, *, streams: bool) -> None:
+        self._node = node
+        self._actor = actor
+        self._streams = streams
+        self._output = bytearray(reply)
+        self._taken = 0
+        self._running = False
+        self._news = trio.Event()
+
+    def add(self, line: bytes) -> None:
+        self._output += line
+        self._news.set()
+
+    async def write(self, offset: int, data: bytes) -> int:
+        if len(data) > COMMAND_BYTES_MAX:
+            raise pyfuse3.FUSEError(errno.E2BIG)
+        if self._running:
+            raise pyfuse3.FUSEError(errno.EBUSY)
+        if not data.strip():
+            return len(data)
+        self._output.clear()
+        self._taken = 0
+        if self._streams:
+            self._running = True
+            self._node._tree.start_soon(self._run_streaming, data)
+            return len(data)
+        try:
+            await self._node.run(data, self._actor, self)
+        finally:
+            self._keep_reply()
+        return len(data)
+
+    async def _run_streaming(self, data: bytes) -> None:
+        try:
+            await self._node.run(data, self._actor, self)
+        except errors.EngineError as error:
+            if not self._output:
+                failure = {"type": type(error).__name__, "message": str(error)}
+                self.add(msgspec.json.encode({"error": failure}) + b"\n")
+        finally:
+            self._running = False
+            self._news.set()
+            self._keep_reply()
+
+    def _keep_reply(self) -> None:
+        replies = self._node._tree.replies
+        replies[self._actor.uid, self._node._directory] = bytes(self._output)
+        while len(replies) > REPLIES_MAX:
+            del replies[next(iter(replies))]
+
+    async def read(self, offset: int, length: int) -> bytes:
+        while self._running and self._taken >= len(self._output):
+            self._news = trio.Event()
+            await self._news.wait()
+        data = bytes(self._output[self._taken : self._taken + length])
+        self._taken += len(data)
+        return data
+
+    async def flush(self) -> None:
+        return
+
+    async def fsync(self) -> None:
+        return
+
+    async def release(self) -> None:
+        return
+
+

@@ -1,0 +1,118 @@
+"""``history/<moment>/…``: the tree as it was, read-only, cacheable for ever."""
+
+from __future__ import annotations
+
+import pyfuse3
+
+from nexus_engine import errors
+from nexus_engine.engine import Engine
+from nexus_engine.meta.reader import AsOfReader
+from nexus_engine.permissions.modes import READ, SEARCH, allows
+from nexus_engine.types import ROOT_INO, Actor, Ino, Inode, Name, Seq
+from nexusfuse.attributes import negative_entry, to_entry
+from nexusfuse.virtual.base import (
+    BaseNode,
+    Entry,
+    OpenDirectory,
+    OpenFile,
+    ReadOnlyFile,
+    require_read_only,
+)
+from nexusfuse.virtual.numbers import Moments
+
+_BATCH = 64
+
+
+class PastNode(BaseNode):
+    """An inode as of a moment."""
+
+    def __init__(self, engine: Engine, moments: Moments, seq: Seq, ino: Ino) -> None:
+        self._engine = engine
+        self._moments = moments
+        self._seq = seq
+        self._ino = ino
+        self._view: AsOfReader = engine.as_of(seq)
+
+    def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        return to_entry(inode, self._moments.number(self._seq, inode.ino))
+
+    async def attributes(self) -> pyfuse3.EntryAttributes:
+        return self._entry(self._view.get_inode(self._ino))
+
+    async def lookup(self, name: Name, actor: Actor) -> pyfuse3.EntryAttributes | None:
+        child = self._view.find_child(self._ino, name)
+        return negative_entry() if child is None else self._entry(child)
+
+    async def open(self, flags: int, actor: Actor) -> tuple[OpenFile, pyfuse3.FileInfo]:
+        require_read_only(flags)
+        inode = self._view.get_inode(self._ino)
+        self._require_readable_now(inode, actor)
+        return PastFile(self._engine, self._view, inode), pyfuse3.FileInfo(keep_cache=True)
+
+    async def opendir(self, actor: Actor) -> OpenDirectory:
+        self._require_readable_now(self._view.get_inode(self._ino), actor)
+        return PastDirectory(self)
+
+    async def readlink(self) -> bytes:
+        target = self._view.get_inode(self._ino).target
+        if target is None:
+            raise errors.InvalidArgument("not a symlink")
+        return target
+
+    async def getxattr(self, name: bytes) -> bytes:
+        value = self._view.find_xattr(self._ino, name)
+        if value is None:
+            raise errors.NoXattr(name.decode(errors="backslashreplace"))
+        return value
+
+    async def listxattr(self) -> list[bytes]:
+        return self._view.xattr_names(self._ino)
+
+    def list(self, after: int) -> list[Entry]:
+        listed = self._view.list_children(self._ino, after, _BATCH)
+        return [Entry(cookie, name, self._entry(inode)) for cookie, name, inode in listed]
+
+    def dots(self) -> list[Entry]:
+        here = self._view.get_inode(self._ino)
+        up = self._view.find_inode(self._view.parent_of(self._ino)) or here
+        return [Entry(1, b".", self._entry(here)), Entry(2, b"..", self._entry(up))]
+
+    def _require_readable_now(self, inode: Inode, actor: Actor) -> None:
+        """The kernel checked the mode of then; what was closed since stays closed.
+
+        Raises:
+            PermissionDenied: The live inode, or a live directory above it, forbids it today.
+        """
+        if actor.uid == 0:
+            return
+        gids = {actor.gid} | pyfuse3.get_sup_groups(actor.pid)
+        current, want = inode.ino, READ
+        while current != ROOT_INO:
+            live = self._engine.reader.find_inode(current)
+            if live is not None and not allows(live, want, actor.uid, gids):
+                raise errors.PermissionDenied("not readable now")
+            current, want = self._view.parent_of(current), SEARCH
+
+
+class PastDirectory:
+    """An open directory of the past."""
+
+    def __init__(self, node: PastNode) -> None:
+        self._node = node
+
+    async def entries(self, after: int) -> list[Entry]:
+        if after < 2:
+            return self._node.dots()[after:] + self._node.list(0)
+        return self._node.list(after if after > 2 else 0)
+
+
+class PastFile(ReadOnlyFile):
+    """An open file of the past."""
+
+    def __init__(self, engine: Engine, view: AsOfReader, inode: Inode) -> None:
+        self._engine = engine
+        self._view = view
+        self._inode = inode
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await self._engine.read_at(self._view, self._inode, offset, length)

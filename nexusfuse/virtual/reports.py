@@ -1,0 +1,150 @@
+"""The files of ``.nexus`` that tell: status, log, events."""
+
+from __future__ import annotations
+
+import select
+import stat
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pyfuse3
+
+from nexus_engine.oplog import reader as log_reader
+from nexus_engine.types import Actor, Ino, Inode, Path, Seq
+from nexusfuse.virtual.base import (
+    BaseNode,
+    FixedFile,
+    OpenFile,
+    ReadOnlyFile,
+    direct_file,
+    require_read_only,
+    virtual_entry,
+    volatile,
+)
+from nexusfuse.virtual.numbers import NodeKind, node_number
+
+if TYPE_CHECKING:
+    from nexusfuse.virtual.tree import VirtualTree
+
+LOG_RECORDS = 1000
+"""Records that ``log`` shows."""
+EVENTS_BATCH = 256
+
+
+class FileNode(BaseNode):
+    """A virtual file that belongs to a directory."""
+
+    kind: NodeKind
+    mask = 0o444
+
+    def __init__(self, tree: VirtualTree, directory: Ino) -> None:
+        self._tree = tree
+        self._engine = tree.engine
+        self._directory = directory
+
+    async def attributes(self) -> pyfuse3.EntryAttributes:
+        inode = self._engine.reader.get_inode(self._directory)
+        number = node_number(self.kind, self._directory)
+        mode = stat.S_IFREG | self.permissions(inode)
+        return volatile(virtual_entry(number, inode, mode, size=self.size()))
+
+    def permissions(self, directory: Inode) -> int:
+        """Return the permission bits: who may read the directory may read this."""
+        return directory.mode & self.mask
+
+    def size(self) -> int:
+        return 0
+
+    def _path(self) -> Path:
+        return self._engine.reader.find_path(self._directory) or Path(b"")
+
+
+class StatusNode(FileNode):
+    """``status``: this mount in figures, as ``key value`` lines."""
+
+    kind = NodeKind.STATUS
+
+    async def open(self, flags: int, actor: Actor) -> tuple[OpenFile, pyfuse3.FileInfo]:
+        require_read_only(flags)
+        lines = [f"{key} {value}\n" for key, value in self._tree.status().items()]
+        return FixedFile("".join(lines).encode()), direct_file()
+
+
+class LogNode(FileNode):
+    """``log``: the latest records below this directory as JSON lines, newest last."""
+
+    kind = NodeKind.LOG
+
+    async def open(self, flags: int, actor: Actor) -> tuple[OpenFile, pyfuse3.FileInfo]:
+        require_read_only(flags)
+        await self._engine.settle()
+        query = log_reader.LogQuery(path=self._path(), limit=LOG_RECORDS, newest_first=True)
+        lines = [
+            record_line(record, undone)
+            for record, undone in log_reader.iter_log(self._engine.store.database, query)
+        ]
+        return FixedFile(b"".join(reversed(lines))), direct_file()
+
+
+class EventsNode(FileNode):
+    """``events``: records as they come, for ``tail -f`` and ``poll``."""
+
+    kind = NodeKind.EVENTS
+
+    def size(self) -> int:
+        # Grows with the log, which is what makes `tail -f` look again.
+        return self._engine.reader.head()
+
+    async def open(self, flags: int, actor: Actor) -> tuple[OpenFile, pyfuse3.FileInfo]:
+        require_read_only(flags)
+        return EventStream(self._tree, self._path()), direct_file(nonseekable=True)
+
+
+class EventStream(ReadOnlyFile):
+    """An open ``events``: gives what came since it was opened, then an end of file."""
+
+    def __init__(self, tree: VirtualTree, path: Path) -> None:
+        self._tree = tree
+        self._database = tree.engine.store.database
+        self._path = path
+        self._cursor: Seq = self._database.reader.head()
+        self._buffer = b""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        if not self._buffer:
+            query = log_reader.LogQuery(
+                path=self._path, since_seq=self._cursor, limit=EVENTS_BATCH, newest_first=False
+            )
+            for record, undone in log_reader.iter_log(self._database, query):
+                self._buffer += record_line(record, undone)
+                self._cursor = record.seq
+        taken, self._buffer = self._buffer[:length], self._buffer[length:]
+        return taken
+
+    def poll(self, handle: pyfuse3.PollHandle | None) -> int:
+        """Return the poll(2) events that hold now; ``handle`` is told when more come."""
+        if self._buffer or self._database.reader.head() > self._cursor:
+            return int(select.POLLIN)
+        if handle is not None:
+            self._tree.add_poller(handle)
+        return 0
+
+
+def record_line(record: log_reader.Record, undone: bool) -> bytes:  # noqa: FBT001
+    """Return a record as one line of JSON."""
+    line: dict[str, Any] = {
+        "seq": record.seq,
+        "time_ns": record.time_ns,
+        "kind": record.kind,
+        "path": _text(record.path),
+        "actor": record.actor._asdict(),
+        "undone": undone,
+        "details": msgspec.json.decode(record.details),
+    }
+    if record.path2 is not None:
+        line["path2"] = _text(record.path2)
+    return msgspec.json.encode(line) + b"\n"
+
+
+def _text(path: bytes) -> str:
+    return path.decode(errors="backslashreplace")

@@ -1,0 +1,245 @@
+"""The machine must find bugs: run on a second reference, sound and then broken on purpose."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from .drivers import Driver, Features
+from .machine import machine_for
+from .reference import Node, ReferenceFs
+from .tree import Tree
+
+
+class MemoryDriver(ReferenceFs):
+    """The reference as a driver, with the whole of its history kept as copies."""
+
+    features: ClassVar[Features] = Features(
+        supports_history=True,
+        exact_history_mtimes=False,
+        supports_undo=True,
+        supports_undo_last=True,
+        supports_remount=True,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: dict[str, ReferenceFs] = {}
+        self.undone: list[ReferenceFs] = []
+        self.before: list[ReferenceFs] = []
+        self.numbers = itertools.count()
+
+    def now_ns(self) -> int:
+        return time.time_ns()
+
+    def moment(self) -> str:
+        name = f"m{next(self.numbers)}"
+        self.states[name] = self.saved()
+        return name
+
+    def tree_at(self, moment: str) -> Tree:
+        return self.states[moment].tree()
+
+    def undo_since(self, moment: str) -> None:
+        self.undone.append(self.saved())
+        self.become(self.states[moment])
+
+    def undo_last(self, count: int) -> None:
+        self.undone.append(self.saved())
+        self.become(self.before[-count])
+
+    def redo(self) -> None:
+        self.become(self.undone.pop())
+
+    def remount(self) -> None:
+        self.become(self.saved())
+
+    def finish(self) -> list[str]:
+        return self.check()
+
+    def become(self, other: ReferenceFs) -> None:
+        copy = other.saved()
+        self._root, self._nodes = copy._root, copy._nodes
+
+    # What undo_last needs: the state before each change that is one record.
+
+    def rmdir(self, path: bytes) -> None:
+        self.before.append(self.saved())
+        super().rmdir(path)
+
+    def unlink(self, path: bytes) -> None:
+        self.before.append(self.saved())
+        super().unlink(path)
+
+    def mkdir(self, path: bytes, mode: int) -> None:
+        self.before.append(self.saved())
+        super().mkdir(path, mode)
+
+    def rename(self, old: bytes, new: bytes, flags: int) -> None:
+        self.before.append(self.saved())
+        super().rename(old, new, flags)
+
+    def link(self, existing: bytes, path: bytes) -> None:
+        self.before.append(self.saved())
+        super().link(existing, path)
+
+    def symlink(self, target: bytes, path: bytes) -> None:
+        self.before.append(self.saved())
+        super().symlink(target, path)
+
+    def chmod(self, path: bytes, mode: int) -> None:
+        self.before.append(self.saved())
+        super().chmod(path, mode)
+
+    def chown(self, path: bytes, uid: int, gid: int) -> None:
+        self.before.append(self.saved())
+        super().chown(path, uid, gid)
+
+    def utimens(self, path: bytes, atime_ns: int, mtime_ns: int) -> None:
+        self.before.append(self.saved())
+        super().utimens(path, atime_ns, mtime_ns)
+
+    def truncate(self, path: bytes, size: int) -> None:
+        self.before.append(self.saved())
+        super().truncate(path, size)
+
+    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+        self.before.append(self.saved())
+        super().setxattr(path, name, value, flags)
+
+    def removexattr(self, path: bytes, name: bytes) -> None:
+        self.before.append(self.saved())
+        super().removexattr(path, name)
+
+
+class RenameForgetsLinks(MemoryDriver):
+    """Replacing a name drops the replaced file's other names' link count, too."""
+
+    def _require_replaceable(self, source: Node, target: Node) -> None:
+        super()._require_replaceable(source, target)
+        if target.nlink > 1:
+            target.nlink -= 1
+
+
+class TruncateKeepsOldBytes(MemoryDriver):
+    """Shrunk, then grown: what was cut off comes back."""
+
+    def _resize(self, node: Node, size: int) -> None:
+        old = getattr(self, "cut", b"")
+        self.cut = node.data
+        if size > len(node.data) and old.startswith(node.data) and len(old) >= size > 0:
+            node.put_data(old[:size])
+        else:
+            super()._resize(node, size)
+
+
+class RenameReplacesFullDirectories(MemoryDriver):
+    def _require_replaceable(self, source: Node, target: Node) -> None:
+        if not (source.is_dir and target.is_dir):
+            super()._require_replaceable(source, target)
+
+
+class UnlinkLosesOpenFiles(MemoryDriver):
+    """The last name gone, the bytes are gone, whoever has it open."""
+
+    def _remove(self, parent: Node, name: bytes) -> None:
+        node = self._nodes[parent.children[name]]
+        super()._remove(parent, name)
+        if not node.nlink and not node.is_dir:
+            node.data = b""
+
+
+class ChmodTouches(MemoryDriver):
+    """chmod(2) changes the ctime, not the mtime."""
+
+    def chmod(self, path: bytes, mode: int) -> None:
+        super().chmod(path, mode)
+        node = self._node(path, follow=True)
+        node.mtime_ns = time.time_ns()
+
+
+class HistoryForgetsXattrs(MemoryDriver):
+    def moment(self) -> str:
+        name = super().moment()
+        for node in self.states[name]._nodes.values():
+            node.xattrs = {}
+        return name
+
+
+class HistoryIsThePresent(MemoryDriver):
+    def tree_at(self, moment: str) -> Tree:
+        return self.tree()
+
+
+class UndoLeavesModes(MemoryDriver):
+    def undo_since(self, moment: str) -> None:
+        now = {ino: node.mode for ino, node in self._nodes.items()}
+        super().undo_since(moment)
+        for ino, node in self._nodes.items():
+            node.mode = now.get(ino, node.mode)
+
+
+class UndoLastUndoesTwo(MemoryDriver):
+    def undo_last(self, count: int) -> None:
+        super().undo_last(min(count + 1, len(self.before)))
+
+
+class RedoDoesNothing(MemoryDriver):
+    def redo(self) -> None:
+        self.undone.pop()
+
+
+class RemountLosesTimes(MemoryDriver):
+    def remount(self) -> None:
+        super().remount()
+        for node in self._nodes.values():
+            node.mtime_ns = 0
+
+
+def test_a_second_reference_passes() -> None:
+    """History, undo and redo included: what fails on a mount is then not the machine's."""
+    run(MemoryDriver, examples=30)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        RenameForgetsLinks,
+        TruncateKeepsOldBytes,
+        RenameReplacesFullDirectories,
+        UnlinkLosesOpenFiles,
+        ChmodTouches,
+        HistoryForgetsXattrs,
+        HistoryIsThePresent,
+        UndoLeavesModes,
+        UndoLastUndoesTwo,
+        RedoDoesNothing,
+        RemountLosesTimes,
+    ],
+)
+def test_a_broken_filesystem_is_found(broken: type[MemoryDriver]) -> None:
+    with pytest.raises((AssertionError, KeyError)):
+        run(broken, examples=400)
+
+
+def run(driver: type[MemoryDriver], *, examples: int) -> None:
+    def new_driver() -> Driver:
+        return driver()
+
+    run_state_machine_as_test(
+        machine_for(new_driver),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=(Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
