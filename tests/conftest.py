@@ -1,8 +1,20 @@
-"""What every test may use."""
+"""What every test may use. ``mount`` is a real daemon on a real mountpoint."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
+
+CTL = [sys.executable, "-m", "nexusfuse.ctl.main"]
+TIMEOUT_S = 60
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,3 +28,101 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
+
+
+class Mount:
+    """A mounted store, driven as a person would: programs, files and nexus-ctl."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = directory / "store"
+        self.path = directory / "mount"
+        self.path.mkdir()
+        self.log = self.store / "daemon.log"
+        self.expected_log: list[str] = []
+        """Parts of warnings and errors that the test provokes."""
+        self.mount()
+
+    def mount(self, *options: str) -> None:
+        self._ctl("--store", str(self.store), "mount", *options, str(self.path))
+
+    def umount(self) -> None:
+        self._ctl("umount", str(self.path))
+
+    def remount(self) -> None:
+        self.umount()
+        self.mount()
+
+    def kill(self) -> None:
+        """``kill -9`` the daemon, and clean up the dead mountpoint."""
+        pid = self.status()["pid"]
+        os.kill(pid, signal.SIGKILL)
+        subprocess.run(["fusermount3", "-uz", self.path], check=True, timeout=TIMEOUT_S)
+
+    def ctl(self, *arguments: str, agent: str | None = None, check: bool = True) -> str:
+        """Run nexus-ctl in the mount; return what it prints."""
+        return self._ctl(*arguments, agent=agent, check=check)
+
+    def json(self, *arguments: str) -> list[dict[str, Any]]:
+        """Run nexus-ctl --json in the mount; return its objects."""
+        return [json.loads(line) for line in self._ctl("--json", *arguments).splitlines()]
+
+    def sh(self, script: str, *, agent: str | None = None, check: bool = True) -> str:
+        """Run a shell script in the mount; return what it prints."""
+        return self._run(["bash", "-euo", "pipefail", "-c", script], agent=agent, check=check)
+
+    def status(self) -> dict[str, Any]:
+        return dict(self.json("status", str(self.path))[0])
+
+    def check(self) -> list[str]:
+        """Return what fsck and verify-log have to say against the store."""
+        problems = [str(found) for found in self.json("fsck") if found.get("code")]
+        self._ctl("verify-log")
+        return problems
+
+    def _ctl(self, *arguments: str, agent: str | None = None, check: bool = True) -> str:
+        return self._run([*CTL, *arguments], agent=agent, check=check)
+
+    def _run(self, command: list[str], *, agent: str | None, check: bool) -> str:
+        environment = {k: v for k, v in os.environ.items() if k != "NEXUS_AGENT"}
+        if agent is not None:
+            environment["NEXUS_AGENT"] = agent
+        cwd = self.path if os.path.ismount(self.path) else self.path.parent
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            pytest.fail(f"{command} exited {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout + ("" if check else done.stderr)
+
+    def unexpected_log_lines(self) -> list[str]:
+        lines = self.log.read_text().splitlines()
+        return [
+            line
+            for line in lines
+            if any(word in line for word in ("WARNING", "ERROR", "CRITICAL", "Traceback"))
+            and not any(part in line for part in self.expected_log)
+        ]
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """Yield a fresh mount; afterwards it must stop cleanly, silently and sound."""
+    mounted = Mount(tmp_path)
+    try:
+        yield mounted
+        if os.path.ismount(mounted.path):
+            assert mounted.check() == []
+            mounted.umount()
+        assert mounted.unexpected_log_lines() == []
+        offline = mounted.ctl("--store", str(mounted.store), "--json", "fsck")
+        assert [line for line in offline.splitlines() if json.loads(line).get("code")] == []
+    finally:
+        if os.path.ismount(mounted.path):
+            subprocess.run(["fusermount3", "-uz", mounted.path], check=False, timeout=TIMEOUT_S)

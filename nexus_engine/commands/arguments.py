@@ -6,7 +6,7 @@ UTF-8 are lone surrogates, as ``os.fsdecode`` makes them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -40,7 +40,7 @@ class LogArguments(Arguments, frozen=True):
     agent: str | None = None
     pid: Number | None = None
     session: Number | None = None
-    kinds: list[str] = []
+    kind: str | None = None
     since: str | None = None
     """A moment: records after it."""
     until: str | None = None
@@ -86,7 +86,11 @@ class DiffArguments(Arguments, frozen=True):
 
 class PathArguments(Arguments, frozen=True):
     path: str = ""
-    limit: Page = 1000
+
+
+class HistoryArguments(Arguments, frozen=True):
+    path: str = ""
+    limit: Page = 50
 
 
 class RestoreArguments(Arguments, frozen=True):
@@ -101,21 +105,17 @@ class RestoreArguments(Arguments, frozen=True):
     exact: bool = False
 
 
-class CatArguments(Arguments, frozen=True):
-    path: str
-    moment: str
-
-
 class SnapshotArguments(Arguments, frozen=True):
     name: str
-    moment: str | None = None
-    """Creating: the moment to keep; left out: now."""
 
 
-class TagArguments(Arguments, frozen=True):
+class TagKeyArguments(Arguments, frozen=True):
     path: str
-    key: str = ""
-    value: str = ""
+    key: str
+
+
+class TagArguments(TagKeyArguments, frozen=True):
+    value: str
 
 
 class FsckArguments(Arguments, frozen=True):

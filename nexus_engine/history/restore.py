@@ -97,9 +97,8 @@ def restore_path(
     work = _Restoration(tx, then, exact=exact, copy=target != path, keep=keep, progress=progress)
     if work.copy:
         _require_free(tx, target, replace=replace)
-    work.run(source, target)
+    ino = work.run(source, target)
     if work.done:
-        ino = work.done[-1].ino if target else ROOT_INO
         details = {"from_seq": seq, "changed": len(work.done), "exact": exact}
         path2 = target if work.copy else None
         tx.commit(Change("restore", ino, path, path2, details))
@@ -154,16 +153,21 @@ class _Restoration:
         self._progress = progress
         self._seen = 0
         self._top = Path(b"")
+        self._mixed: set[Ino] = set()
+        """Directories that keep entries which were not there then."""
         self._placed: dict[Ino, Ino] = {}
         """Files with several names then: what they are now."""
 
-    def run(self, source: Inode, target: Path) -> None:
-        """Put ``source`` back at ``target``, with everything below it."""
+    def run(self, source: Inode, target: Path) -> Ino:
+        """Put ``source`` back at ``target``, with everything below it.
+
+        Returns:
+            What is at ``target`` now.
+        """
         self._top = target
         if not target:
             self._clear_way(source, source, target)
-            self._restore_tree(self._enter(source, source.ino, target, created=False))
-            return
+            return self._restore_tree(self._enter(source, source.ino, target, created=False))
         parent = self._reach_parent(target)
         name = Name(target.rpartition(b"/")[2])
         there = self._tx.find_child(parent, name)
@@ -174,9 +178,8 @@ class _Restoration:
             else:
                 self._clear_way(source, there, target)
         if source.is_dir:
-            self._restore_tree(self._place_directory(parent, name, source, target))
-        else:
-            self._place_file(parent, name, source, target)
+            return self._restore_tree(self._place_directory(parent, name, source, target))
+        return self._place_file(parent, name, source, target)
 
     # -- what is in the way --
 
@@ -195,6 +198,8 @@ class _Restoration:
                 if was is None:
                     if self._exact:
                         self._remove_tree(new.ino, entry.name, entry.inode, below)
+                    else:
+                        self._mixed.add(new.ino)
                 elif not _mergeable(was, entry.inode):
                     self._remove_tree(new.ino, entry.name, entry.inode, below)
                 elif was.is_dir:
@@ -217,7 +222,6 @@ class _Restoration:
             tx.remove_dentry(parent, name)
             if inode.is_dir:
                 tx.remove_inode(inode.ino)
-                tx.forget_paths()
             else:
                 drop_link(tx, tx.get_inode(inode.ino), self._keep)
             tx.touch_directory(parent, subdirectories=-1 if inode.is_dir else 0)
@@ -260,19 +264,19 @@ class _Restoration:
         self._restore_xattrs(was.ino, ino)
         tx.add_dentry(parent, name, inode)
         tx.touch_directory(parent, subdirectories=1)
-        tx.forget_paths()
         self._note(CREATED, path, ino, parent, name)
         return self._enter(was, ino, path, created=True)
 
     def _enter(self, was: Inode, ino: Ino, path: Path, *, created: bool) -> _Directory:
-        extra = not created and any(
-            self._then.find_child(was.ino, entry.name) is None
-            for entry in _iter_children(self._tx, ino)
-        )
-        return _Directory(was, ino, path, created, extra, _iter_children(self._then, was.ino))
+        entries = _iter_children(self._then, was.ino)
+        return _Directory(was, ino, path, created, ino in self._mixed, entries)
 
-    def _restore_tree(self, top: _Directory) -> None:
-        """Put back every entry of a directory that is there, and everything below."""
+    def _restore_tree(self, top: _Directory) -> Ino:
+        """Put back every entry of a directory that is there, and everything below.
+
+        Returns:
+            The directory's inode.
+        """
         stack = [top]
         while stack:
             directory = stack[-1]
@@ -285,6 +289,8 @@ class _Restoration:
                 stack.append(self._place_directory(directory.ino, entry.name, entry.inode, path))
             else:
                 self._place_file(directory.ino, entry.name, entry.inode, path)
+        self._tx.forget_paths()
+        return top.ino
 
     def _finish_directory(self, directory: _Directory) -> None:
         """Put attributes back once the entries are in place: those set the times."""
@@ -301,7 +307,8 @@ class _Restoration:
 
     # -- everything else --
 
-    def _place_file(self, parent: Ino, name: Name, was: Inode, path: Path) -> None:
+    def _place_file(self, parent: Ino, name: Name, was: Inode, path: Path) -> Ino:
+        """Put a name back, with what it meant; return what it means now."""
         tx = self._tx
         there = tx.find_child(parent, name)
         if there is not None:
@@ -309,7 +316,7 @@ class _Restoration:
                 self._placed[was.ino] = there.ino
             if self._restore_inode(there, was):
                 self._note(CHANGED, path, there.ino)
-            return
+            return there.ino
         same = self._find_same(was)
         if same is not None:
             inode = same._replace(nlink=same.nlink + 1, ctime_ns=tx.now_ns, from_seq=tx.seq)
@@ -322,6 +329,7 @@ class _Restoration:
         if was.nlink > 1:
             self._placed[was.ino] = inode.ino
         self._note(CREATED, path, inode.ino, parent, name)
+        return inode.ino
 
     def _find_same(self, was: Inode) -> Inode | None:
         """Return the living inode that a file with several names is to share."""
@@ -443,9 +451,9 @@ def _iter_children(view: View, directory: Ino) -> Iterator[Listed]:
     after = 0
     while True:
         page = view.list_children(directory, after, _PAGE)
-        yield from page
-        if len(page) < _PAGE:
+        if not page:
             return
+        yield from page
         after = page[-1].cookie
 
 

@@ -69,7 +69,7 @@ def ask(mountpoint: bytes, request: Request, progress: Progress) -> Reply:
     line = encode_request(request)
     if len(line) > LINE_MAX:
         raise errors.InvalidCommand(f"{request.verb}: too many arguments")
-    fd = os.open(os.path.join(mountpoint, CONTROL_PATH), os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(mountpoint + b"/" + CONTROL_PATH, os.O_RDWR | os.O_CLOEXEC)
     try:
         if os.write(fd, line) != len(line):
             raise errors.InvalidCommand(f"{request.verb}: the mount did not take the request")

@@ -108,5 +108,7 @@ def _one_line(error: click.ClickException) -> str:
 def _commands(group: click.Command) -> str:
     assert isinstance(group, click.Group)
     return ", ".join(
-        name for name, command in group.commands.items() if not getattr(command, "shell_only", False)
+        name
+        for name, command in group.commands.items()
+        if not getattr(command, "shell_only", False)
     )

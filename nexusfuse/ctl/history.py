@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import BinaryIO
 
 import click
@@ -31,7 +32,7 @@ _COPY_BYTES = 1 << 20
 @click.argument("path", type=PATH, required=False)
 @actor_options
 @time_options
-@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="write, unlink, rename …")
+@click.option("--kind", metavar="KIND", help="write, unlink, rename …")
 @click.option("--before", type=OPERATION, metavar="OP", help="Older than this: the next page.")
 @click.option("--limit", type=_PAGE, default=50, show_default=True, help="At most so many.")
 @click.option("--follow", is_flag=True, help="Oldest first, and go on as more happens.")
@@ -47,7 +48,7 @@ def log(
     session: int | None,
     since: str | None,
     until: str | None,
-    kinds: tuple[str, ...],
+    kind: str | None,
     before: int | None,
     limit: int,
     *,
@@ -62,7 +63,7 @@ def log(
         session=session,
         since=since,
         until=until,
-        kinds=list(kinds),
+        kind=kind,
         before=before,
         limit=limit,
     )
@@ -176,18 +177,19 @@ def cat(place: Place, what: str) -> None:
 def _cat_mount(line: CommandLine, path: str, moment: str) -> None:
     below = line.path(path)
     mount = line.mount
-    directory, name = os.path.split(os.path.join(os.fsdecode(mount.path), below))
-    if not os.path.isdir(directory):
-        directory, name = os.fsdecode(mount.path), below
+    top = Path(os.fsdecode(mount.path))
+    directory, name = (top / below).parent, Path(below).name
+    if not directory.is_dir():
+        directory, name = top, below
     if "/" in moment or moment in (".", ".."):
         raise errors.InvalidMoment(f"not a moment: {moment}")
-    history = os.path.join(directory, ".nexus/history", moment)
-    if not os.path.isdir(history):
+    history = directory / ".nexus/history" / moment
+    if not history.is_dir():
         raise errors.InvalidMoment(
             f"not a moment at which there was {directory}: {moment}; write 2h, an ISO time, op-123"
             " or a snapshot's name"
         )
-    with open(os.path.join(history, name), "rb") as file:
+    with (history / name).open("rb") as file:
         _copy(file)
 
 

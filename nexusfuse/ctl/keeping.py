@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nexus_engine.commands import Request
-from nexusfuse.ctl.options import PATH, common_options, given
+from nexusfuse.ctl.options import PATH, common_options
 from nexusfuse.ctl.place import Place
 
 
@@ -16,12 +16,11 @@ def snapshot() -> None:
 
 @snapshot.command("create")
 @click.argument("name")
-@click.option("--at", "moment", metavar="MOMENT", help="Name this moment instead of now.")
 @common_options
 @click.pass_obj
-def snapshot_create(place: Place, name: str, moment: str | None) -> None:
-    """Name a moment."""
-    place.submit(Request("snapshot-create", {"name": name} | given(moment=moment)))
+def snapshot_create(place: Place, name: str) -> None:
+    """Name the present."""
+    place.submit(Request("snapshot-create", {"name": name}))
 
 
 @snapshot.command("list")

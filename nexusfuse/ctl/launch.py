@@ -76,7 +76,7 @@ def _require_fuse(wanted: Wanted) -> None:
         raise Failure("fusermount3 is missing: install it with `apt install fuse3`")
     if wanted.allow_other and not _may_allow_other():
         raise Failure(
-            f"--allow-other is not permitted: have root add the line user_allow_other to {FUSE_CONF}"
+            f"--allow-other is not permitted: have root add a line user_allow_other to {FUSE_CONF}"
         )
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 import click
 
-from nexus_engine import errors
+from nexus_engine import __version__, errors
 from nexusfuse.ctl import checking, history, keeping, mounting, undoing
 from nexusfuse.ctl.exit_codes import FAILED, OK, code_of_error
 from nexusfuse.ctl.options import common_options
@@ -75,11 +74,7 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None: 
     if not value or ctx.resilient_parsing:
         return
     ctx.obj.shell()
-    try:
-        number = version("nexusfs")
-    except PackageNotFoundError:
-        number = "(not installed)"
-    click.echo(f"{PROGRAM} {number}")
+    click.echo(f"{PROGRAM} {__version__}")
     ctx.exit()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -28,7 +29,9 @@ _USERS_SHOWN = 5
 @click.option("--foreground", is_flag=True, help="Stay, for systemd.")
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
-@click.option("--log-file", type=DIRECTORY, metavar="FILE", help="Default: daemon.log in the store.")
+@click.option(
+    "--log-file", type=DIRECTORY, metavar="FILE", help="Default: daemon.log in the store."
+)
 @click.option("--debug", is_flag=True, help="Log every request.")
 @click.option("--ready-fd", type=int, hidden=True)
 @json_option
@@ -166,13 +169,12 @@ def _users(mountpoint: bytes) -> list[str]:
 def _use(process: Path, mountpoint: bytes) -> str | None:
     links = [(process / "cwd", "working directory"), (process / "root", "root directory")]
     links.append((process / "exe", "program"))
-    try:
+    # Of somebody else's process, or one that just ended, there is nothing to see.
+    with contextlib.suppress(OSError):
         links += [(link, "open file") for link in (process / "fd").iterdir()]
-    except OSError:
-        pass  # somebody else's process, or one that just ended
     for link, use in links:
         try:
-            target = os.fsencode(os.readlink(link))
+            target = os.fsencode(link.readlink())
         except OSError:
             continue
         if mounts.is_within(target, mountpoint):
@@ -193,4 +195,3 @@ def _mark(command: click.Command) -> click.Command:
 
 
 COMMANDS = [_mark(mount), _mark(umount)]
-

@@ -111,4 +111,4 @@ def real_path(text: str) -> bytes:
     directory, name = os.path.split(path.rstrip(b"/") or path)
     if name in (b"", b".", b".."):
         return os.path.realpath(path)
-    return os.path.join(os.path.realpath(directory or b"."), name)
+    return os.path.realpath(directory or b".").rstrip(b"/") + b"/" + name

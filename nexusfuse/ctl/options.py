@@ -15,7 +15,7 @@ SEQ_MAX = 2**63 - 1
 _OPERATION = re.compile(r"(?:op-)?0*([1-9][0-9]{0,18})", re.ASCII)
 
 
-class TreePath(click.ParamType):
+class TreePath(click.ParamType[str]):
     """A path in the tree. Not looked at here: what it names may be long gone."""
 
     name = "path"
@@ -37,14 +37,12 @@ class Directory(TreePath):
         return [CompletionItem(incomplete, type="dir")]
 
 
-class Operation(click.ParamType):
+class Operation(click.ParamType[int]):
     """``op-123`` or ``123``."""
 
     name = "op"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
         seq = find_operation(str(value))
@@ -118,7 +116,9 @@ def time_options(command: F) -> F:
     """Add the options that select operations by when they were done."""
     for option in (
         click.option("--until", metavar="MOMENT", help="Up to this moment."),
-        click.option("--since", metavar="MOMENT", help="After this moment: 2h, an ISO time, op-12."),
+        click.option(
+            "--since", metavar="MOMENT", help="After this moment: 2h, an ISO time, op-12."
+        ),
     ):
         command = option(command)
     return command

@@ -57,6 +57,8 @@ class Place(Protocol):
 class Failure(click.ClickException):
     """What only a command line can fail at: one line on stderr that says what to do."""
 
+    exit_code: int  # type: ignore[misc]  # click has one for the class; here each has its own
+
     def __init__(self, message: str, exit_code: int = FAILED) -> None:
         super().__init__(message)
         self.exit_code = exit_code

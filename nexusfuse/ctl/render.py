@@ -1,7 +1,7 @@
 """Replies as people read them, and as JSON.
 
-Each verb's reply becomes blocks (lines and tables), which are shown as plain text or, on a terminal,
-with colours.
+Each verb's reply becomes blocks (lines and tables), which are shown as plain text or, on
+a terminal, with colours.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from nexus_engine.commands import Reply, Request
@@ -35,8 +35,8 @@ class Line(NamedTuple):
 
 class Table(NamedTuple):
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    styles: list[str] = []
+    rows: Sequence[tuple[str, ...]]
+    styles: tuple[str, ...] = ()
     """A rich style for each row, or nothing."""
 
 
@@ -95,7 +95,7 @@ def show(shown: list[Block]) -> None:
         table = RichTable(box=None, pad_edge=False, header_style="bold")
         for column in block.columns:
             table.add_column(column, overflow="fold")
-        for row, style in zip(block.rows, block.styles or [""] * len(block.rows), strict=True):
+        for row, style in zip(block.rows, block.styles or ("",) * len(block.rows), strict=True):
             table.add_row(*(Text(printable(cell)) for cell in row), style=style)
         console.print(table)
 
@@ -187,7 +187,7 @@ def _log(reply: Reply) -> Iterator[Block]:
         )
         for op in operations
     ]
-    styles = ["dim" if op["undone"] else "" for op in operations]
+    styles = tuple("dim" if op["undone"] else "" for op in operations)
     yield Table(("OP", "TIME", "WHO", "KIND", "PATH", ""), rows, styles)
     if reply["more"]:
         yield Line(f"There are more: --before op-{operations[-1]['seq']}", "dim")
@@ -199,7 +199,9 @@ def _undo(reply: Reply) -> Iterator[Block]:
     count = _count(reply["operations"], "operation")
     if reply["dry_run"]:
         for change in changes:
-            yield Line(f"{change['action']}  {_paths(change)}", _CHANGE_STYLES.get(change["action"], ""))
+            yield Line(
+                f"{change['action']}  {_paths(change)}", _CHANGE_STYLES.get(change["action"], "")
+            )
     for conflict in conflicts:
         yield Line(_conflict(conflict), "yellow")
     touched = _count(reply["change_count"], "path")
@@ -230,11 +232,19 @@ def _conflict(conflict: dict[str, Any]) -> str:
 
 
 _DIFF_STYLES = {"added": "green", "removed": "red", "renamed": "magenta"}
+_PATCH_STYLES = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def _lines(text: str) -> list[str]:
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _diff(reply: Reply) -> Iterator[Block]:
     if not reply["changes"]:
         yield Line("Nothing differs.")
+    if reply["patch"]:
+        yield from (Line(line, _PATCH_STYLES.get(line[:1], "")) for line in _lines(reply["patch"]))
+        return
     for change in reply["changes"]:
         kind = change["change"]
         yield Line(f"{kind:10} {_paths(change)}", _DIFF_STYLES.get(kind, "yellow"))
@@ -242,17 +252,31 @@ def _diff(reply: Reply) -> Iterator[Block]:
 
 def _versions(reply: Reply) -> Iterator[Block]:
     rows = [
-        (f"op-{version['seq']}", moment(version["time_ns"]), size(version["size"]), who(version["actor"]))
+        (
+            f"op-{version['seq']}",
+            moment(version["time_ns"]),
+            size(version["size"]),
+            who(version["actor"]),
+        )
         for version in reply["versions"]
     ]
     yield Table(("OP", "TIME", "SIZE", "WHO"), rows)
 
 
 def _restore(reply: Reply) -> Iterator[Block]:
+    for change in reply["changes"]:
+        yield Line(f"{change['action']:8} {shown_path(change['path'])}")
+    if reply["change_count"] == 0:
+        yield Line(f"{shown_path(reply['path'])} is as it was at op-{reply['as_of']}.", "bold")
+        return
+    where = "" if reply["to"] is None else f" to {shown_path(reply['to'])}"
+    more = reply["change_count"] - len(reply["changes"])
+    if more:
+        yield Line(f"... and {more:,} more")
     yield Line(
-        f"Restored {shown_path(reply['path'])} as of op-{reply['as_of']}"
-        + (f" to {shown_path(reply['to'])}" if reply["to"] is not None else "")
-        + (f"; undo op-{reply['seq']} takes it back." if reply["seq"] is not None else ": no change.")
+        f"Restored {shown_path(reply['path'])} as of op-{reply['as_of']}{where}:"
+        f" {_count(reply['change_count'], 'path')}; undo op-{reply['seq']} takes it back.",
+        "bold",
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pyfuse3
 import trio
 
@@ -52,17 +52,17 @@ class ControlNode(FileNode):
     async def _run_json(self, text: str, actor: Actor, output: ControlFile) -> None:
         """Serve nexus-ctl: JSON lines of progress, then the reply or the error."""
         try:
-            call: dict[str, Any] = msgspec.json.decode(text)
+            call: dict[str, Any] = json.loads(text)
             request = commands.Request(verb=call["verb"], args=call.get("args", {}))
-        except (msgspec.DecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise errors.InvalidCommand(f"not a request: {error}") from error
         try:
             reply = await self._execute(request, actor, output)
         except errors.EngineError as error:
             failure = {"type": type(error).__name__, "message": str(error)}
-            output.add(msgspec.json.encode({"error": failure}) + b"\n")
+            output.add(_line({"error": failure}))
             raise
-        output.add(msgspec.json.encode({"reply": reply}) + b"\n")
+        output.add(_line({"reply": reply}))
 
     async def _run_text(self, text: str, actor: Actor, output: ControlFile) -> None:
         """Serve a person with ``echo`` and ``cat``."""
@@ -81,7 +81,7 @@ class ControlNode(FileNode):
 
         def progress(what: str, done: int, total: int | None) -> None:
             if output is not None:
-                line = msgspec.json.encode({"progress": [what, done, total]}) + b"\n"
+                line = _line({"progress": [what, done, total]})
                 trio.from_thread.run_sync(output.add, line)
 
         def run(store: Store) -> Any:
@@ -138,7 +138,7 @@ class ControlFile:
         except errors.EngineError as error:
             if not self._output:
                 failure = {"type": type(error).__name__, "message": str(error)}
-                self.add(msgspec.json.encode({"error": failure}) + b"\n")
+                self.add(_line({"error": failure}))
         finally:
             self._running = False
             self._news.set()
@@ -168,3 +168,6 @@ class ControlFile:
         return
 
 
+def _line(message: dict[str, Any]) -> bytes:
+    """Return a message as a line of JSON; names that are not UTF-8 are lone surrogates in it."""
+    return json.dumps(message).encode() + b"\n"

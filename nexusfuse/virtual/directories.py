@@ -90,6 +90,8 @@ class HistoryNode(DirectoryNode):
     kind = NodeKind.HISTORY
 
     async def lookup(self, name: Name, actor: Actor) -> pyfuse3.EntryAttributes | None:
+        if name == b"now":
+            await self._engine.settle()
         try:
             text = name.decode()
             seq = history_moments.resolve_moment(
@@ -97,21 +99,20 @@ class HistoryNode(DirectoryNode):
             )
         except (UnicodeDecodeError, errors.InvalidMoment):
             return volatile(negative_entry())
-        if seq >= self._engine.reader.head():
-            seq = await self._engine.settle()
         entry = self._past(seq, self._directory)
         # What a moment means may change ("2h" does all the time, a snapshot can be dropped); the
         # directory it leads to never does.
         return volatile(negative_entry() if entry is None else entry)
 
     async def _list(self) -> Listing:
-        names = [name for name, _, _ in snapshots.list_snapshots(self._database)]
-        names += history_moments.latest_moments(self._database, self._directory, LATEST_MOMENTS)
+        now_ns = self._engine.store.clock.time_ns()
+        names = [snapshot.name for snapshot in snapshots.list_all(self._database)]
+        names += history_moments.latest_moments(
+            self._database, self._directory, LATEST_MOMENTS, now_ns
+        )
         listing: Listing = []
         for name in dict.fromkeys(names):
-            seq = history_moments.resolve_moment(
-                self._database, name, self._engine.store.clock.time_ns()
-            )
+            seq = history_moments.resolve_moment(self._database, name, now_ns)
             entry = self._past(seq, self._directory)
             if entry is not None:
                 listing.append((name.encode(), volatile(entry)))
@@ -174,18 +175,18 @@ class SnapshotsNode(DirectoryNode):
     mask = 0o777
 
     async def lookup(self, name: Name, actor: Actor) -> pyfuse3.EntryAttributes | None:
-        for known, seq, _ in snapshots.list_snapshots(self._database):
-            if known.encode() == name:
-                entry = self._past(seq, self._directory)
+        for snapshot in snapshots.list_all(self._database):
+            if snapshot.name.encode() == name:
+                entry = self._past(snapshot.seq, self._directory)
                 return volatile(negative_entry() if entry is None else entry)
         return volatile(negative_entry())
 
     async def _list(self) -> Listing:
         listing: Listing = []
-        for name, seq, _ in snapshots.list_snapshots(self._database):
-            entry = self._past(seq, self._directory)
+        for snapshot in snapshots.list_all(self._database):
+            entry = self._past(snapshot.seq, self._directory)
             if entry is not None:
-                listing.append((name.encode(), volatile(entry)))
+                listing.append((snapshot.name.encode(), volatile(entry)))
         return listing
 
     async def mkdir(self, name: Name, actor: Actor) -> pyfuse3.EntryAttributes:

@@ -10,6 +10,7 @@ import msgspec
 import pyfuse3
 
 from nexus_engine.oplog import reader as log_reader
+from nexus_engine.records import Record
 from nexus_engine.types import Actor, Ino, Inode, Path, Seq
 from nexusfuse.virtual.base import (
     BaseNode,
@@ -81,7 +82,7 @@ class LogNode(FileNode):
         query = log_reader.LogQuery(path=self._path(), limit=LOG_RECORDS, newest_first=True)
         lines = [
             record_line(record, undone)
-            for record, undone in log_reader.iter_log(self._engine.store.database, query)
+            for record, undone in log_reader.entries(self._engine.store.database, query)
         ]
         return FixedFile(b"".join(reversed(lines))), direct_file()
 
@@ -113,9 +114,9 @@ class EventStream(ReadOnlyFile):
     async def read(self, offset: int, length: int) -> bytes:
         if not self._buffer:
             query = log_reader.LogQuery(
-                path=self._path, since_seq=self._cursor, limit=EVENTS_BATCH, newest_first=False
+                path=self._path, since_seq=Seq(self._cursor + 1), limit=EVENTS_BATCH, newest_first=False
             )
-            for record, undone in log_reader.iter_log(self._database, query):
+            for record, undone in log_reader.entries(self._database, query):
                 self._buffer += record_line(record, undone)
                 self._cursor = record.seq
         taken, self._buffer = self._buffer[:length], self._buffer[length:]
@@ -130,7 +131,7 @@ class EventStream(ReadOnlyFile):
         return 0
 
 
-def record_line(record: log_reader.Record, undone: bool) -> bytes:  # noqa: FBT001
+def record_line(record: Record, undone: bool) -> bytes:  # noqa: FBT001
     """Return a record as one line of JSON."""
     line: dict[str, Any] = {
         "seq": record.seq,

@@ -1,0 +1,233 @@
+"""Verbs that change nothing: status, stats, log, history, versions, diff, lists, content."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from nexus_engine import errors
+from nexus_engine.commands import Progress, Reply
+from nexus_engine.commands.arguments import (
+    DiffArguments,
+    HistoryArguments,
+    LogArguments,
+    NoArguments,
+    PathArguments,
+    to_path,
+    to_text,
+)
+from nexus_engine.commands.walking import find, moment, reach, require, require_keeper
+from nexus_engine.history import diff as diffing
+from nexus_engine.history import snapshots
+from nexus_engine.history.versions import Version, read_content
+from nexus_engine.history.versions import versions as versions_of
+from nexus_engine.meta import schema
+from nexus_engine.meta.connection import DATABASE_NAME
+from nexus_engine.meta.reader import resolve
+from nexus_engine.oplog import reader as oplog
+from nexus_engine.oplog.reader import LogEntry, LogQuery
+from nexus_engine.permissions.modes import READ
+from nexus_engine.store import Store
+from nexus_engine.types import Actor, Name, Path, Seq
+
+TAG_PREFIX = b"user.nexus.tag."
+DIFFERENCES_MAX = 100_000
+_BLOCK_BYTES = 1 << 20
+
+
+def status(store: Store, args: NoArguments, actor: Actor, progress: Progress) -> Reply:
+    """Return what a store is and where its log stands."""
+    head = store.reader.head()
+    last = oplog.get_entry(store.database, head).record if head else None
+    disk = os.statvfs(store.path)
+    return {
+        "store": to_text(os.fsencode(store.path)),
+        "store_id": store.reader.store_value("store_id"),
+        "format": schema.VERSION,
+        "created_ns": store.reader.store_value("created_ns"),
+        "operations": head,
+        "last_operation_ns": None if last is None else last.time_ns,
+        "entries": store.reader.count_inodes(),
+        "snapshots": len(snapshots.list_all(store.database)),
+        "disk_free_bytes": disk.f_bavail * disk.f_frsize,
+    }
+
+
+def stats(store: Store, args: NoArguments, actor: Actor, progress: Progress) -> Reply:
+    """Return figures: how much is kept, and where."""
+    packs = [path.stat().st_size for path in (store.path / "packs").rglob("*") if path.is_file()]
+    wal_bytes = store.database.connection.wal_bytes()
+    return {
+        "operations": store.reader.head(),
+        "entries": store.reader.count_inodes(),
+        "snapshots": len(snapshots.list_all(store.database)),
+        "packs": len(packs),
+        "packs_bytes": sum(packs),
+        "metadata_bytes": (store.path / DATABASE_NAME).stat().st_size,
+        "metadata_wal_bytes": wal_bytes,
+    }
+
+
+def log(store: Store, args: LogArguments, actor: Actor, progress: Progress) -> Reply:
+    """Return a page of the log, newest first."""
+    first, last = 1, store.reader.head()
+    if args.since is not None:
+        first = moment(store, args.since) + 1
+    if args.until is not None:
+        last = moment(store, args.until)
+    if args.after is not None:
+        first = max(first, args.after + 1)
+    if args.before is not None:
+        last = min(last, Seq(args.before - 1))
+    query = LogQuery(
+        path=None if args.path is None else to_path(args.path),
+        agent=args.agent,
+        pid=args.pid,
+        session=args.session,
+        kind=args.kind,
+        since_seq=Seq(first),
+        until_seq=Seq(last),
+    )
+    return _page(store, query, args.limit)
+
+
+def history(store: Store, args: HistoryArguments, actor: Actor, progress: Progress) -> Reply:
+    """Return the operations at or below a path; each is a moment."""
+    return _page(store, LogQuery(path=to_path(args.path)), args.limit)
+
+
+def _page(store: Store, query: LogQuery, limit: int) -> Reply:
+    found = list(islice(oplog.entries(store.database, query._replace(limit=limit + 1)), limit + 1))
+    return {
+        "operations": [operation(entry) for entry in found[:limit]],
+        "more": len(found) > limit,
+    }
+
+
+def operation(entry: LogEntry) -> dict[str, Any]:
+    """Return a record of the log for a reply."""
+    record = entry.record
+    return {
+        "seq": record.seq,
+        "id": record.id.hex(),
+        "time": iso_time(record.time_ns),
+        "time_ns": record.time_ns,
+        "kind": record.kind,
+        "ino": record.ino,
+        "path": to_text(record.path),
+        "path2": None if record.path2 is None else to_text(record.path2),
+        "details": json.loads(record.details),
+        "undoes": record.undoes,
+        "undone": entry.undone,
+        "actor": record.actor._asdict(),
+    }
+
+
+def iso_time(time_ns: int) -> str:
+    """Return a time as ISO 8601 in UTC; to the microsecond, which is what others can read."""
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat().replace("+00:00", "Z")
+
+
+def versions(store: Store, args: PathArguments, actor: Actor, progress: Progress) -> Reply:
+    """Return every content that a file had under this path."""
+    path = to_path(args.path)
+    directory, _, name = path.rpartition(b"/")
+    parent = reach(store.reader, Path(directory), actor)
+    require(parent, READ, path, actor)
+    found = versions_of(store.database, parent.ino, Name(name))
+    if not found:
+        raise errors.NotFound(f"there never was a file /{args.path}")
+    return {"versions": [_version(version) for version in found]}
+
+
+def _version(version: Version) -> dict[str, Any]:
+    return {
+        "seq": version.seq,
+        "time": iso_time(version.time_ns),
+        "time_ns": version.time_ns,
+        "size": version.size,
+        "kind": version.kind,
+        "sha256": None if version.digest is None else version.digest.hex(),
+        "actor": version.actor._asdict(),
+    }
+
+
+def diff(store: Store, args: DiffArguments, actor: Actor, progress: Progress) -> Reply:
+    """Return what differs between two moments; of one file also how its text does."""
+    require_keeper(store, actor)
+    path = to_path(args.path)
+    first = moment(store, args.since)
+    last = store.reader.head() if args.until is None else moment(store, args.until)
+    found = list(islice(diffing.diff(store.database, path, first, last), DIFFERENCES_MAX + 1))
+    sides = [side for seq in (first, last) if (side := resolve(store.database.as_of(seq), path))]
+    patch = ""
+    if not any(side.is_dir for side in sides):
+        patch = "".join(diffing.unified_diff(store, path, first, last))
+    return {
+        "since": first,
+        "until": last,
+        "changes": [
+            {
+                "change": difference.kind,
+                "path": to_text(difference.path),
+                "path2": None if difference.path2 is None else to_text(difference.path2),
+            }
+            for difference in found[:DIFFERENCES_MAX]
+        ],
+        "more": len(found) > DIFFERENCES_MAX,
+        "patch": patch,
+    }
+
+
+def list_snapshots(store: Store, args: NoArguments, actor: Actor, progress: Progress) -> Reply:
+    """Return every snapshot, newest first."""
+    found = reversed(snapshots.list_all(store.database))
+    return {
+        "snapshots": [
+            {
+                "name": snapshot.name,
+                "seq": snapshot.seq,
+                "time": iso_time(snapshot.time_ns),
+                "time_ns": snapshot.time_ns,
+            }
+            for snapshot in found
+        ]
+    }
+
+
+def list_tags(store: Store, args: PathArguments, actor: Actor, progress: Progress) -> Reply:
+    """Return the tags of what is at a path."""
+    path, inode = find(store, args.path, actor)
+    require(inode, READ, path, actor)
+    tags = []
+    for name in sorted(store.reader.xattr_names(inode.ino)):
+        if name.startswith(TAG_PREFIX):
+            value = store.reader.find_xattr(inode.ino, name) or b""
+            tags.append({"key": to_text(name[len(TAG_PREFIX) :]), "value": to_text(value)})
+    return {"tags": tags}
+
+
+def iter_content(store: Store, path: str, text: str, actor: Actor) -> Iterator[bytes]:
+    """Yield the bytes that the file at a path had at a moment.
+
+    Raises:
+        InvalidMoment, NotFound, IsADirectory, NotSupported (no regular file), PermissionDenied.
+    """
+    seq = moment(store, text)
+    view = store.database.as_of(seq)
+    where = to_path(path)
+    try:
+        inode = reach(view, where, actor)
+    except errors.NotFound as error:
+        raise errors.NotFound(f"there was no /{path} at {text} (op-{seq})") from error
+    require(inode, READ, where, actor)
+    if inode.is_dir:
+        raise errors.IsADirectory(f"/{path} was a directory at {text}")
+    if not inode.is_file:
+        raise errors.NotSupported(f"/{path} was no regular file at {text}")
+    for offset in range(0, inode.size, _BLOCK_BYTES):
+        yield read_content(store, view, inode, offset, _BLOCK_BYTES)

@@ -1,0 +1,57 @@
+"""The verbs: which arguments each takes, and the function that carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from nexus_engine import errors
+from nexus_engine.commands import Progress, Reply, Request, arguments, changing, checking, reading
+from nexus_engine.commands.arguments import Arguments, parse_arguments
+from nexus_engine.store import Store
+from nexus_engine.types import Actor
+
+# Each takes its own kind of arguments, which a table of all of them cannot say.
+Verb = Callable[[Store, Any, Actor, Progress], Reply]
+
+
+class Entry(NamedTuple):
+    arguments: type[Arguments]
+    run: Verb
+
+
+VERBS = {
+    "status": Entry(arguments.NoArguments, reading.status),
+    "stats": Entry(arguments.NoArguments, reading.stats),
+    "log": Entry(arguments.LogArguments, reading.log),
+    "history": Entry(arguments.HistoryArguments, reading.history),
+    "versions": Entry(arguments.PathArguments, reading.versions),
+    "diff": Entry(arguments.DiffArguments, reading.diff),
+    "undo": Entry(arguments.SelectionArguments, changing.undo),
+    "redo": Entry(arguments.RedoArguments, changing.redo),
+    "restore": Entry(arguments.RestoreArguments, changing.restore),
+    "snapshot-create": Entry(arguments.SnapshotArguments, changing.create_snapshot),
+    "snapshot-list": Entry(arguments.NoArguments, reading.list_snapshots),
+    "snapshot-delete": Entry(arguments.SnapshotArguments, changing.delete_snapshot),
+    "tag-set": Entry(arguments.TagArguments, changing.set_tag),
+    "tag-list": Entry(arguments.PathArguments, reading.list_tags),
+    "tag-remove": Entry(arguments.TagKeyArguments, changing.remove_tag),
+    "verify-log": Entry(arguments.NoArguments, checking.verify_log),
+    "fsck": Entry(arguments.FsckArguments, checking.fsck),
+}
+
+
+def find_verb(request: Request) -> tuple[Verb, Arguments]:
+    """Return what carries a request out, and its arguments, checked.
+
+    Raises:
+        InvalidCommand: No such verb, or arguments that do not fit it.
+    """
+    entry = VERBS.get(request.verb)
+    if entry is None:
+        raise errors.InvalidCommand(f"no such command: {request.verb!r}; there are {_names()}")
+    return entry.run, parse_arguments(request, entry.arguments)
+
+
+def _names() -> str:
+    return ", ".join(VERBS)

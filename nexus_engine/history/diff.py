@@ -1,0 +1,356 @@
+"""What changed below a path between two moments.
+
+Things are recognised by inode: a file that moved is one rename, and a directory that moved is one
+rename however much is below it. A span of the log that is not too long says which inodes it
+touched, and then only the directories above those are looked into.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nexus_engine import errors
+from nexus_engine.history.versions import read_content
+from nexus_engine.meta import history_queries
+from nexus_engine.meta.database import Database
+from nexus_engine.meta.reader import PATH_DEPTH_MAX, AsOfReader, Listed, resolve
+from nexus_engine.store import Store
+from nexus_engine.types import ROOT_INO, Ino, Inode, Name, Path, Seq
+
+ADDED = "added"
+REMOVED = "removed"
+RENAMED = "renamed"
+MODIFIED = "modified"
+TYPE = "type"
+MODE = "mode"
+OWNER = "owner"
+XATTR = "xattr"
+
+SPAN_MAX = 200_000
+"""A span of more operations is not looked through: both trees are walked instead."""
+TEXT_MAX_BYTES = 1024 * 1024
+TEXT_MAX_LINES = 20_000
+
+_PAGE = 512
+_BINARY_PROBE = 8192
+
+
+class Difference(NamedTuple):
+    """One thing that differs. A path may have several: modified, mode, owner, xattr."""
+
+    kind: str
+    """added, removed, renamed, modified, type, mode, owner, xattr."""
+    path: Path
+    """Before, except for what was added."""
+    path2: Path | None
+    """After, where that is another one."""
+    before: Inode | None
+    after: Inode | None
+
+
+def diff(database: Database, path: Path, from_seq: Seq, to_seq: Seq) -> Iterator[Difference]:
+    """Yield what differs at and below a path, directory by directory.
+
+    Contents are compared by what they are made of, so that a file written again with the same
+    bytes does not show. Times are not compared.
+
+    Raises:
+        NotFound: The path existed at neither moment.
+    """
+    before, after = database.as_of(from_seq), database.as_of(to_seq)
+    old, new = resolve(before, path), resolve(after, path)
+    if old is None and new is None:
+        raise errors.NotFound(f"/{path.decode(errors='backslashreplace')} existed at neither moment")
+    comparison = _Comparison(database, before, after, old, new, path)
+    yield from comparison.run()
+
+
+def unified_diff(store: Store, path: Path, from_seq: Seq, to_seq: Seq) -> Iterator[str]:
+    """Yield the lines of a unified diff of one file between two moments, with their ends.
+
+    What is not text, or too long to compare, gives one line that says so.
+
+    Raises:
+        NotFound: The file existed at neither moment.
+        IsADirectory: It is not a file.
+    """
+    name = path.decode(errors="backslashreplace")
+    sides = [_side(store, path, seq) for seq in (from_seq, to_seq)]
+    if sides == [None, None]:
+        raise errors.NotFound(f"/{name} existed at neither moment")
+    contents = [_read_text(store, side) for side in sides]
+    if contents[0] == contents[1] and None not in contents:
+        return
+    old, new = contents
+    if old is None or new is None:
+        yield f"Files {name}@op-{from_seq} and {name}@op-{to_seq} differ (binary, or too long)\n"
+        return
+    lines = difflib.unified_diff(
+        old.splitlines(keepends=True),
+        new.splitlines(keepends=True),
+        "/dev/null" if sides[0] is None else f"{name}@op-{from_seq}",
+        "/dev/null" if sides[1] is None else f"{name}@op-{to_seq}",
+    )
+    for line in lines:
+        yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
+
+
+class _Side(NamedTuple):
+    view: AsOfReader
+    inode: Inode
+
+
+class _Pair(NamedTuple):
+    """Two directories whose entries are compared; ``None``: there was or is none."""
+
+    old: Ino | None
+    new: Ino | None
+    old_path: Path
+    new_path: Path
+
+
+class _Comparison:
+    """Two trees, walked side by side."""
+
+    def __init__(
+        self,
+        database: Database,
+        before: AsOfReader,
+        after: AsOfReader,
+        old: Inode | None,
+        new: Inode | None,
+        path: Path,
+    ) -> None:
+        self._connection = database.connection
+        self._before = before
+        self._after = after
+        self._old = old
+        self._new = new
+        self._path = path
+        self._pending: list[_Pair] = []
+        self._dirty = self._dirty_directories()
+        """Directories with a change in or below them; ``None``: not known, look into all."""
+
+    def run(self) -> Iterator[Difference]:
+        old, new, path = self._old, self._new, self._path
+        if old is not None and new is not None and old.is_dir and new.is_dir:
+            yield from self._attributes(old, new, path, path)
+            self._descend(old, new, path, path)
+        else:
+            yield from self._unlike(old, new, path, path)
+        while self._pending:
+            yield from self._compare(self._pending.pop())
+
+    # -- where to look --
+
+    def _dirty_directories(self) -> set[Ino] | None:
+        if abs(self._after.seq - self._before.seq) > SPAN_MAX:
+            return None
+        first, last = sorted((self._before.seq, self._after.seq))
+        dirty: set[Ino] = set()
+        for view in (self._before, self._after):
+            above: set[Ino] = set()
+            for ino in history_queries.iter_changed_inodes(self._connection, first, last):
+                above.add(ino)
+                for parent, _ in history_queries.dentries_as_of(self._connection, ino, view.seq):
+                    current = parent
+                    while current not in above:
+                        above.add(current)
+                        current = view.parent_of(current)
+            dirty |= above
+        return dirty
+
+    def _descend(
+        self, old: Inode | None, new: Inode | None, old_path: Path, new_path: Path
+    ) -> None:
+        """Compare entries later, unless they are known to be the same."""
+        old_ino = old.ino if old is not None and old.is_dir else None
+        new_ino = new.ino if new is not None and new.is_dir else None
+        if old_ino is None and new_ino is None:
+            return
+        if old_ino == new_ino and self._dirty is not None and old_ino not in self._dirty:
+            return
+        self._pending.append(_Pair(old_ino, new_ino, old_path, new_path))
+
+    # -- one directory --
+
+    def _compare(self, pair: _Pair) -> Iterator[Difference]:
+        for name, old, new in self._merged(pair):
+            old_path, new_path = _join(pair.old_path, name), _join(pair.new_path, name)
+            if old is not None and new is not None and old.ino == new.ino:
+                if old != new:
+                    yield from self._attributes(old, new, old_path, new_path)
+                elif self._dirty is None or old.ino in self._dirty:
+                    yield from self._xattrs(old, new, old_path, new_path)
+                self._descend(old, new, old_path, new_path)
+            else:
+                yield from self._unlike(old, new, old_path, new_path)
+
+    def _merged(self, pair: _Pair) -> Iterator[tuple[Name, Inode | None, Inode | None]]:
+        """Yield the names of both directories, each once, in directory order."""
+        old_entries, new_entries = self._iter(self._before, pair.old), self._iter(
+            self._after, pair.new
+        )
+        old, new = next(old_entries, None), next(new_entries, None)
+        while old is not None or new is not None:
+            if new is None or (old is not None and _place(old) < _place(new)):
+                assert old is not None
+                yield old.name, old.inode, None
+                old = next(old_entries, None)
+            elif old is None or _place(new) < _place(old):
+                yield new.name, None, new.inode
+                new = next(new_entries, None)
+            else:
+                yield old.name, old.inode, new.inode
+                old, new = next(old_entries, None), next(new_entries, None)
+
+    def _iter(self, view: AsOfReader, directory: Ino | None) -> Iterator[Listed]:
+        after = 0
+        while directory is not None:
+            page = view.list_children(directory, after, _PAGE)
+            if not page:
+                return
+            yield from page
+            after = page[-1].cookie
+
+    # -- one name --
+
+    def _unlike(
+        self, old: Inode | None, new: Inode | None, old_path: Path, new_path: Path
+    ) -> Iterator[Difference]:
+        """A name that does not mean the same inode at both moments."""
+        moved_to = None if old is None else self._moves(old.ino).get(old_path)
+        came_from = new is not None and new_path in self._moves(new.ino).values()
+        if old is not None and new is not None and moved_to is None and not came_from:
+            yield from self._replaced(old, new, old_path, new_path)
+            return
+        if old is not None and moved_to is not None:
+            now = self._after.get_inode(old.ino)
+            yield Difference(RENAMED, old_path, moved_to, old, now)
+            yield from self._attributes(old, now, old_path, moved_to)
+            self._descend(old, now, old_path, moved_to)
+        elif old is not None:
+            yield Difference(REMOVED, old_path, None, old, None)
+            self._descend(old, None, old_path, old_path)
+        if new is not None and not came_from:
+            yield Difference(ADDED, new_path, None, None, new)
+            self._descend(None, new, new_path, new_path)
+
+    def _replaced(
+        self, old: Inode, new: Inode, old_path: Path, new_path: Path
+    ) -> Iterator[Difference]:
+        """Another inode took the name, as when an editor saves into a new file."""
+        if (old.mode ^ new.mode) & 0o170000:
+            yield Difference(TYPE, old_path, _other(old_path, new_path), old, new)
+        else:
+            yield from self._attributes(old, new, old_path, new_path)
+        self._descend(
+            old if not new.is_dir else None, None, old_path, old_path
+        ) if old.is_dir != new.is_dir else None
+        if old.is_dir and new.is_dir:
+            self._descend(old, new, old_path, new_path)
+        elif new.is_dir:
+            self._descend(None, new, new_path, new_path)
+
+    def _attributes(
+        self, old: Inode, new: Inode, old_path: Path, new_path: Path
+    ) -> Iterator[Difference]:
+        path2 = _other(old_path, new_path)
+        if self._content_differs(old, new):
+            yield Difference(MODIFIED, old_path, path2, old, new)
+        if old.mode != new.mode:
+            yield Difference(MODE, old_path, path2, old, new)
+        if (old.uid, old.gid) != (new.uid, new.gid):
+            yield Difference(OWNER, old_path, path2, old, new)
+        yield from self._xattrs(old, new, old_path, new_path)
+
+    def _xattrs(
+        self, old: Inode, new: Inode, old_path: Path, new_path: Path
+    ) -> Iterator[Difference]:
+        if self._before.xattrs(old.ino) != self._after.xattrs(new.ino):
+            yield Difference(XATTR, old_path, _other(old_path, new_path), old, new)
+
+    def _content_differs(self, old: Inode, new: Inode) -> bool:
+        if old.is_symlink or not old.is_file:
+            return old.target != new.target or old.rdev != new.rdev
+        if old.ino == new.ino and old.content_seq == new.content_seq:
+            return False
+        if old.size != new.size:
+            return True
+        if old.size == 0:
+            return False
+        before = self._before.extents(old.ino, 0, old.size)
+        return before != self._after.extents(new.ino, 0, new.size)
+
+    # -- where names went --
+
+    def _moves(self, ino: Ino) -> dict[Path, Path]:
+        """Return which names of an inode became which, within the two subtrees.
+
+        Of several names that went and came, the first by path becomes the first.
+        """
+        connection = self._connection
+        old = set(history_queries.dentries_as_of(connection, ino, self._before.seq))
+        new = set(history_queries.dentries_as_of(connection, ino, self._after.seq))
+        gone = self._paths(self._before, self._old, old - new)
+        come = self._paths(self._after, self._new, new - old)
+        return dict(zip(gone, come, strict=False))
+
+    def _paths(
+        self, view: AsOfReader, top: Inode | None, dentries: set[tuple[Ino, Name]]
+    ) -> list[Path]:
+        """Return the paths of names below the top, those outside left out, sorted."""
+        paths = (self._path_of(view, top, parent, name) for parent, name in dentries)
+        return sorted(path for path in paths if path is not None)
+
+    def _path_of(
+        self, view: AsOfReader, top: Inode | None, parent: Ino, name: Name
+    ) -> Path | None:
+        names: list[bytes] = [name]
+        while top is not None and len(names) < PATH_DEPTH_MAX:
+            if parent == top.ino:
+                return _join(self._path, b"/".join(reversed(names)))
+            found = history_queries.dentries_as_of(self._connection, parent, view.seq)
+            if parent == ROOT_INO or not found:
+                return None
+            parent, above = found[0]
+            names.append(above)
+        return None
+
+
+def _side(store: Store, path: Path, seq: Seq) -> _Side | None:
+    view = store.database.as_of(seq)
+    inode = resolve(view, path)
+    if inode is None:
+        return None
+    if inode.is_dir:
+        raise errors.IsADirectory(f"/{path.decode(errors='backslashreplace')}")
+    return _Side(view, inode)
+
+
+def _read_text(store: Store, side: _Side | None) -> str | None:
+    """Return a file's text, ``None`` where it is none or too much of it."""
+    if side is None:
+        return ""
+    if side.inode.target is not None:
+        return side.inode.target.decode(errors="backslashreplace") + "\n"
+    if not side.inode.is_file or side.inode.size > TEXT_MAX_BYTES:
+        return None
+    content = read_content(store, side.view, side.inode, 0, side.inode.size)
+    if b"\0" in content[:_BINARY_PROBE] or content.count(b"\n") > TEXT_MAX_LINES:
+        return None
+    return content.decode(errors="backslashreplace")
+
+
+def _place(entry: Listed) -> tuple[int, bytes]:
+    return entry.cookie, entry.name
+
+
+def _other(old_path: Path, new_path: Path) -> Path | None:
+    return None if old_path == new_path else new_path
+
+
+def _join(directory: bytes, name: bytes) -> Path:
+    return Path(directory + b"/" + name if directory else name)
