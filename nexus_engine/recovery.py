@@ -18,8 +18,9 @@ import msgspec
 from nexus_engine import errors
 from nexus_engine.cas.pack import KIND_CHUNK, KIND_INTENT
 from nexus_engine.fs.files import Intent, WriteSession, commit_session
-from nexus_engine.store import Store, is_alive
-from nexus_engine.types import Actor, Digest, Ino
+from nexus_engine.owners import owners, take_over
+from nexus_engine.store import Store
+from nexus_engine.types import Digest, Ino
 
 log = logging.getLogger(__name__)
 
@@ -39,28 +40,44 @@ def recover(store: Store) -> Recovered:
 
     Safe to be interrupted and run again: a session that was committed is found in the log.
     """
-    dead = [(name, owner) for name, owner in store.database.open_packs() if not is_alive(owner)]
-    intents: dict[bytes, Intent] = {}
-    locations: dict[Digest, tuple[Any, ...]] = {}
-    for name, _ in dead:
-        _read_pack(store, name, intents, locations)
-    sessions = 0
-    for intent in _uncommitted(store, intents.values()):
-        sessions += _finish(store, intent, locations)
-    for name, _ in dead:
-        store.upkeep(store.database.seal_pack, name)
-    unlinked = 0
-    if not _others_alive(store):
+    packs: dict[str, list[str]] = {owner: [] for owner in owners(store.peers)}
+    for name, owner in store.database.open_packs():
+        packs.setdefault(owner, []).append(name)
+    packs.pop(store.owner, None)
+    done = Recovered(0, 0, 0)
+    alive = False
+    for owner, names in packs.items():
+        lock = take_over(store.peers, owner)
+        if lock is None:
+            alive = True
+            continue
+        sessions = _take_over(store, names)
+        lock.release()
+        log.warning(
+            "took over from process %s, which died: %d packs, %d unfinished writes",
+            owner, len(names), sessions,
+        )  # fmt: skip
+        done = Recovered(done.packs + len(names), done.sessions + sessions, 0)
+    if not alive:
         for ino in store.database.unlinked_inodes():
             store.upkeep(store.database.drop_unlinked, ino)
-            unlinked += 1
-    if dead:
-        log.warning(
-            "recovered from a process that died: %d packs, %d unfinished writes",
-            len(dead),
-            sessions,
-        )
-    return Recovered(len(dead), sessions, unlinked)
+            done = done._replace(unlinked=done.unlinked + 1)
+    return done
+
+
+def _take_over(store: Store, packs: list[str]) -> int:
+    """Finish the sessions in a dead process's packs; return how many there were."""
+    intents: dict[bytes, Intent] = {}
+    locations: dict[Digest, tuple[Any, ...]] = {}
+    for name in packs:
+        _read_pack(store, name, intents, locations)
+    sessions = sum(
+        _finish(store, intent, locations) for intent in _uncommitted(store, intents.values())
+    )
+    store.database.sync()
+    for name in packs:
+        store.upkeep(store.database.seal_pack, name)
+    return sessions
 
 
 def _read_pack(
@@ -127,11 +144,6 @@ def _finish(store: Store, intent: Intent, locations: dict[Digest, tuple[Any, ...
         )  # fmt: skip
         return False
     committed = store.transact(
-        commit_session, Actor._make(intent.actor), session, lambda digest: locations.get(digest)
+        commit_session, intent.actor, session, lambda digest: locations.get(digest)
     )
     return committed is not None
-
-
-def _others_alive(store: Store) -> bool:
-    owners = {owner for _, owner in store.database.open_packs()}
-    return any(owner != store.owner and is_alive(owner) for owner in owners)

@@ -5,7 +5,7 @@
     STORE/meta.db      metadata and log (SQLite)
     STORE/packs/ab/…   chunks
     STORE/store.yaml   settings, optional
-    STORE/peers/…      a socket for each process that has the store open
+    STORE/peers/…      a lock and a socket for each process that has the store open
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
+from nexus_engine.owners import claim
 from nexus_engine.records import Change
 from nexus_engine.types import ROOT_INO, Actor, Digest, Inode, Path, Seq
 
@@ -51,7 +52,9 @@ class Store:
         self._thread = threading.get_ident()
         self._readers = threading.local()
         self._reader_connections: list[Connection] = []
-        self.owner = process_identity()
+        self.peers = path / "peers"
+        self._lock = claim(self.peers)
+        self.owner = self._lock.owner
         self.chunks = ChunkStore(
             LocalObjectStore(path),
             path / "packs",
@@ -187,6 +190,7 @@ class Store:
         for connection in self._reader_connections:
             connection.close()
         self.database.close()
+        self._lock.release()
 
     # -- callbacks of the chunk store, which may come from worker threads --
 
@@ -212,24 +216,6 @@ class Store:
             self._reader_connections.append(connection)
             reader = self._readers.reader = Reader(connection)
         return reader
-
-
-def process_identity(pid: int | None = None) -> str:
-    """Return a name for a process that no other process, now or later, has."""
-    pid = os.getpid() if pid is None else pid
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        start_ticks = file.read().rpartition(b")")[2].split()[19].decode()
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        boot = file.read().strip()
-    return f"{boot}:{pid}:{start_ticks}"
-
-
-def is_alive(owner: str) -> bool:
-    """Tell whether the process that ``process_identity`` named still runs."""
-    try:
-        return process_identity(int(owner.split(":")[1])) == owner
-    except (OSError, IndexError, ValueError):
-        return False
 
 
 def _make_root(tx: Transaction) -> Seq:

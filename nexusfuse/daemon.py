@@ -18,6 +18,7 @@ import trio
 from nexus_engine import __version__
 from nexus_engine.engine import Engine
 from nexus_engine.oplog.peers import PeerSocket
+from nexusfuse import logs
 from nexusfuse.invalidate import Invalidator
 from nexusfuse.mount import MountOptions, fuse_options, mount, raise_read_ahead
 from nexusfuse.operations import Operations
@@ -40,6 +41,7 @@ async def serve(
     Raises:
         EngineError: The store cannot be opened, or not mounted.
     """
+    logs.configure(debug=options.debug, log_file=options.log_file)
     mountpoint, store = mountpoint.resolve(), store.resolve()
     engine = Engine.start(store)
     operations = Operations(engine, read_only=options.read_only)

@@ -18,7 +18,7 @@ from nexus_engine.fs.files import (
     commit_session,
 )
 from nexus_engine.store import Store
-from nexus_engine.types import Actor, Extent, Ino, Inode
+from nexus_engine.types import Actor, Digest, Extent, Ino, Inode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,7 +176,7 @@ class Content:
         return self._files.get(ino)
 
     def _begin(self, file: OpenFile, actor: Actor) -> WriteSession:
-        inode = self._reader.get_inode(file.ino)
+        inode = file.inode or self._reader.get_inode(file.ino)
         session_id = self._clock.random_bytes(8)
         file.session = WriteSession(session_id, inode, actor, self._clock.time_ns())
         return file.session
@@ -189,10 +189,26 @@ class Content:
             digests = self._chunks.put_many(data)
         else:
             digests = await self._in_thread(partial(self._chunks.put_many, data))
-        for dirty, digest in zip(ranges, digests, strict=True):
-            session.staged.put(Extent(dirty.start, len(dirty.data), digest, 0))
+        self._staged(session, ranges, digests)
+
+    def _stage_with_intent(self, session: WriteSession, ranges: list[DirtyRange]) -> None:
+        """Move a few dirty ranges into chunks, and the intent after them, in one write."""
+        staged = session.staged.all()
+        head = self._store.database.known_head
+        digests = self._chunks.put_many(
+            [dirty.data for dirty in ranges],
+            lambda digests: session.intent(head, staged + _extents(ranges, digests)),
+        )
+        self._staged(session, ranges, digests)
+        session.unflushed = False
+
+    def _staged(
+        self, session: WriteSession, ranges: list[DirtyRange], digests: list[Digest]
+    ) -> None:
+        for extent in _extents(ranges, digests):
+            session.staged.put(extent)
+        self._dirty_bytes -= sum(len(dirty.data) for dirty in ranges)
         session.dirty.remove(ranges)
-        self._dirty_bytes -= total
 
     async def _stage_all(self, session: WriteSession) -> None:
         """Move all dirty ranges into chunks, a bounded number of bytes at a time."""
@@ -231,10 +247,12 @@ class Content:
             session = file.session
             if session is None or not session.unflushed:
                 return
-            await self._stage_all(session)
-            if len(session.staged) <= INTENT_EXTENTS_MAX:
-                self._chunks.put_intent(session.intent(self._reader.head()))
-                session.unflushed = False
+            ranges = session.dirty.ranges()
+            if session.dirty.bytes > INLINE_BYTES:
+                await self._stage_all(session)
+                ranges = []
+            if len(session.staged) + len(ranges) <= INTENT_EXTENTS_MAX:
+                self._stage_with_intent(session, ranges)
                 return
         finally:
             file.gate.give()
@@ -288,6 +306,13 @@ class Content:
 
     async def _in_thread(self, action: Callable[[], R]) -> R:
         return await anyio.to_thread.run_sync(action, limiter=self._threads)
+
+
+def _extents(ranges: list[DirtyRange], digests: list[Digest]) -> list[Extent]:
+    return [
+        Extent(dirty.start, len(dirty.data), digest, 0)
+        for dirty, digest in zip(ranges, digests, strict=True)
+    ]
 
 
 async def read_extents(store: Store, extents: list[Extent], offset: int, length: int) -> bytes:

@@ -36,8 +36,8 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
     floor: int
     size: int
     mtime_ns: int
-    actor: tuple[int, int, int, int, str, int, str, str]
-    extents: list[tuple[int, int, bytes, int]]
+    actor: Actor
+    extents: list[Extent]
 
 
 class WriteSession:
@@ -81,8 +81,13 @@ class WriteSession:
         """Return the inode as programs see it, the session included."""
         return inode._replace(size=self.size, mtime_ns=self.mtime_ns, ctime_ns=self.mtime_ns)
 
-    def intent(self, head: Seq) -> bytes:
-        """Return the session so far, to be replayed after a crash."""
+    def intent(self, head: Seq, extents: list[Extent]) -> bytes:
+        """Return the session so far, to be replayed after a crash.
+
+        Args:
+            head: An operation that surely precedes the session's own.
+            extents: In the order in which they are to be laid down.
+        """
         self.flushes += 1
         return msgspec.msgpack.encode(
             Intent(
@@ -94,20 +99,20 @@ class WriteSession:
                 floor=self.floor,
                 size=self.size,
                 mtime_ns=self.mtime_ns,
-                actor=tuple(self.actor),
-                extents=[tuple(extent) for extent in self.staged.all()],
+                actor=self.actor,
+                extents=extents,
             )
         )
 
     @classmethod
     def from_intent(cls, intent: Intent, inode: Inode) -> WriteSession:
         """Return a session as an intent remembers it."""
-        session = cls(intent.session, inode, Actor._make(intent.actor), intent.mtime_ns)
+        session = cls(intent.session, inode, intent.actor, intent.mtime_ns)
         session.floor = min(intent.floor, inode.size)
         session.size = intent.size
         session.flushes = intent.flushes
-        for start, length, digest, chunk_offset in intent.extents:
-            session.staged.put(Extent(start, length, Digest(digest), chunk_offset))
+        for extent in intent.extents:
+            session.staged.put(extent)
         return session
 
 

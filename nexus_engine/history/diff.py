@@ -8,6 +8,7 @@ touched, and then only the directories above those are looked into.
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -62,7 +63,9 @@ def diff(database: Database, path: Path, from_seq: Seq, to_seq: Seq) -> Iterator
     before, after = database.as_of(from_seq), database.as_of(to_seq)
     old, new = resolve(before, path), resolve(after, path)
     if old is None and new is None:
-        raise errors.NotFound(f"/{path.decode(errors='backslashreplace')} existed at neither moment")
+        raise errors.NotFound(
+            f"/{path.decode(errors='backslashreplace')} existed at neither moment"
+        )
     comparison = _Comparison(database, before, after, old, new, path)
     yield from comparison.run()
 
@@ -79,7 +82,7 @@ def unified_diff(store: Store, path: Path, from_seq: Seq, to_seq: Seq) -> Iterat
     name = path.decode(errors="backslashreplace")
     sides = [_side(store, path, seq) for seq in (from_seq, to_seq)]
     if sides == [None, None]:
-        raise errors.NotFound(f"/{name} existed at neither moment")
+        raise errors.NotFound(f"{_show(path)} existed at neither moment")
     contents = [_read_text(store, side) for side in sides]
     if contents[0] == contents[1] and None not in contents:
         return
@@ -88,8 +91,8 @@ def unified_diff(store: Store, path: Path, from_seq: Seq, to_seq: Seq) -> Iterat
         yield f"Files {name}@op-{from_seq} and {name}@op-{to_seq} differ (binary, or too long)\n"
         return
     lines = difflib.unified_diff(
-        old.splitlines(keepends=True),
-        new.splitlines(keepends=True),
+        list(io.StringIO(old)),  # splits at line feeds only
+        list(io.StringIO(new)),
         "/dev/null" if sides[0] is None else f"{name}@op-{from_seq}",
         "/dev/null" if sides[1] is None else f"{name}@op-{to_seq}",
     )
@@ -135,7 +138,7 @@ class _Comparison:
 
     def run(self) -> Iterator[Difference]:
         old, new, path = self._old, self._new, self._path
-        if old is not None and new is not None and old.is_dir and new.is_dir:
+        if old is not None and new is not None and _is_same(old, new):
             yield from self._attributes(old, new, path, path)
             self._descend(old, new, path, path)
         else:
@@ -182,17 +185,14 @@ class _Comparison:
             if old is not None and new is not None and old.ino == new.ino:
                 if old != new:
                     yield from self._attributes(old, new, old_path, new_path)
-                elif self._dirty is None or old.ino in self._dirty:
-                    yield from self._xattrs(old, new, old_path, new_path)
                 self._descend(old, new, old_path, new_path)
             else:
                 yield from self._unlike(old, new, old_path, new_path)
 
     def _merged(self, pair: _Pair) -> Iterator[tuple[Name, Inode | None, Inode | None]]:
         """Yield the names of both directories, each once, in directory order."""
-        old_entries, new_entries = self._iter(self._before, pair.old), self._iter(
-            self._after, pair.new
-        )
+        old_entries = self._iter(self._before, pair.old)
+        new_entries = self._iter(self._after, pair.new)
         old, new = next(old_entries, None), next(new_entries, None)
         while old is not None or new is not None:
             if new is None or (old is not None and _place(old) < _place(new)):
@@ -246,13 +246,7 @@ class _Comparison:
             yield Difference(TYPE, old_path, _other(old_path, new_path), old, new)
         else:
             yield from self._attributes(old, new, old_path, new_path)
-        self._descend(
-            old if not new.is_dir else None, None, old_path, old_path
-        ) if old.is_dir != new.is_dir else None
-        if old.is_dir and new.is_dir:
-            self._descend(old, new, old_path, new_path)
-        elif new.is_dir:
-            self._descend(None, new, new_path, new_path)
+        self._descend(old, new, old_path, new_path)
 
     def _attributes(
         self, old: Inode, new: Inode, old_path: Path, new_path: Path
@@ -264,13 +258,8 @@ class _Comparison:
             yield Difference(MODE, old_path, path2, old, new)
         if (old.uid, old.gid) != (new.uid, new.gid):
             yield Difference(OWNER, old_path, path2, old, new)
-        yield from self._xattrs(old, new, old_path, new_path)
-
-    def _xattrs(
-        self, old: Inode, new: Inode, old_path: Path, new_path: Path
-    ) -> Iterator[Difference]:
-        if self._before.xattrs(old.ino) != self._after.xattrs(new.ino):
-            yield Difference(XATTR, old_path, _other(old_path, new_path), old, new)
+        if _xattrs(self._before, old.ino) != _xattrs(self._after, new.ino):
+            yield Difference(XATTR, old_path, path2, old, new)
 
     def _content_differs(self, old: Inode, new: Inode) -> bool:
         if old.is_symlink or not old.is_file:
@@ -305,9 +294,7 @@ class _Comparison:
         paths = (self._path_of(view, top, parent, name) for parent, name in dentries)
         return sorted(path for path in paths if path is not None)
 
-    def _path_of(
-        self, view: AsOfReader, top: Inode | None, parent: Ino, name: Name
-    ) -> Path | None:
+    def _path_of(self, view: AsOfReader, top: Inode | None, parent: Ino, name: Name) -> Path | None:
         names: list[bytes] = [name]
         while top is not None and len(names) < PATH_DEPTH_MAX:
             if parent == top.ino:
@@ -326,7 +313,7 @@ def _side(store: Store, path: Path, seq: Seq) -> _Side | None:
     if inode is None:
         return None
     if inode.is_dir:
-        raise errors.IsADirectory(f"/{path.decode(errors='backslashreplace')}")
+        raise errors.IsADirectory(f"{_show(path)} is a directory")
     return _Side(view, inode)
 
 
@@ -344,6 +331,14 @@ def _read_text(store: Store, side: _Side | None) -> str | None:
     return content.decode(errors="backslashreplace")
 
 
+def _is_same(old: Inode, new: Inode) -> bool:
+    return old.ino == new.ino or (old.is_dir and new.is_dir)
+
+
+def _xattrs(view: AsOfReader, ino: Ino) -> dict[bytes, bytes | None]:
+    return {name: view.find_xattr(ino, name) for name in view.xattr_names(ino)}
+
+
 def _place(entry: Listed) -> tuple[int, bytes]:
     return entry.cookie, entry.name
 
@@ -354,3 +349,7 @@ def _other(old_path: Path, new_path: Path) -> Path | None:
 
 def _join(directory: bytes, name: bytes) -> Path:
     return Path(directory + b"/" + name if directory else name)
+
+
+def _show(path: bytes) -> str:
+    return "/" + path.decode(errors="backslashreplace")

@@ -99,9 +99,7 @@ def parse_time(text: str, now_ns: int) -> int:
     return _time_ns(text, match)
 
 
-def latest_moments(
-    database: Database, directory: Ino | Path, limit: int, now_ns: int
-) -> list[str]:
+def latest_moments(database: Database, directory: Ino | Path, limit: int, now_ns: int) -> list[str]:
     """Return the latest moments at which something in or below a directory changed.
 
     Args:
@@ -216,9 +214,7 @@ def _local_ns(text: str, fields: tuple[int, int, int, int, int, int], nanosecond
         raise errors.InvalidMoment(f"{_show(text)} is not a time: {error}") from error
 
 
-def _latest_changes(
-    connection: Connection, directory: Ino | Path, limit: int
-) -> list[_ChangeTime]:
+def _latest_changes(connection: Connection, directory: Ino | Path, limit: int) -> list[_ChangeTime]:
     found: list[_ChangeTime] = []
     for period in _periods(connection, directory):
         query = LogQuery(path=period.path, since_seq=period.first, until_seq=period.last)

@@ -15,7 +15,18 @@ from nexus_engine.meta.reader import AsOfReader, Listed, View, resolve
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
 from nexus_engine.store import Store
-from nexus_engine.types import NO_INO, ROOT_INO, SIZE_MAX, Actor, Extent, Ino, Inode, Name, Path, Seq
+from nexus_engine.types import (
+    NO_INO,
+    ROOT_INO,
+    SIZE_MAX,
+    Actor,
+    Extent,
+    Ino,
+    Inode,
+    Name,
+    Path,
+    Seq,
+)
 
 CREATED = "created"
 CHANGED = "changed"

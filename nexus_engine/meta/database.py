@@ -35,6 +35,11 @@ class Database:
         self.own: set[Seq] | None = None
         """Operations of this process that ``Tail`` has not passed; ``None``: nobody asks."""
 
+    @property
+    def known_head(self) -> Seq:
+        """The last operation as of this process's last transaction: a lower bound, for free."""
+        return self._transaction.head_seq
+
     def as_of(self, seq: Seq) -> AsOfReader:
         return AsOfReader(self.connection, seq)
 

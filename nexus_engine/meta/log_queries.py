@@ -1,7 +1,7 @@
 """SQL over the log: records by position, by time, by path and by actor.
 
-The indexes on ``path``, ``path2`` and ``actor`` find an operation among ten million; none of them is
-in the order of the log. So the newest (or oldest) records are tried one by one first, which is
+The indexes on ``path``, ``path2`` and ``actor`` find an operation among ten million; none of them
+is in the order of the log. So the newest (or oldest) records are tried one by one first, which is
 where most questions are answered, and only what lies beyond is looked up and sorted.
 """
 
@@ -268,4 +268,4 @@ def _direction(query: LogQuery) -> str:
 
 
 def _found(row: tuple[Any, ...]) -> Found:
-    return Found(Record(*row[:10], Actor(*row[11:19]), row[10]), row[19])
+    return Found(Record._make((*row[:10], Actor._make(row[11:19]), row[10])), row[19])

@@ -118,12 +118,12 @@ class Reader:
         return self._one("SELECT 1 FROM dentry WHERE parent = ? LIMIT 1", (parent,)) is None
 
     def dentries_of(self, ino: Ino) -> list[Dentry]:
-        """Return every name of an inode."""
+        """Return every name of an inode, oldest first."""
         rows = self._all(
-            "SELECT parent, name, ino, kind, from_seq FROM dentry WHERE ino = ?"
-            " ORDER BY from_seq, parent, name",
-            (ino,),
+            "SELECT parent, name, ino, kind, from_seq FROM dentry WHERE ino = ?", (ino,)
         )
+        if len(rows) > 1:
+            rows.sort(key=lambda row: (row[4], row[0], row[1]))
         return [Dentry._make(row) for row in rows]
 
     def parent_of(self, ino: Ino) -> Ino:

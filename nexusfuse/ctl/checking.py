@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from nexus_engine.commands import Request
-from nexusfuse.ctl.options import PATH, common_options
+from nexusfuse.ctl.options import PATH, common_options, shell_only
 from nexusfuse.ctl.place import CommandLine, Place
 
 SHELLS = ("bash", "zsh", "fish")
@@ -28,7 +28,10 @@ def status(place: Place, path: str | None) -> None:
     mount = place.mount
     reply = place.ask(Request("status", {}))
     facts: dict[str, object] = {"mountpoint": os.fsdecode(mount.path)}
-    facts |= {key: value for key, value in mount_status(mount.path).items() if key not in reply}
+    for key, value in mount_status(mount.path).items():
+        # How often each request was made is for `.nexus/status` itself.
+        if key not in reply and not key.startswith("requests_"):
+            facts[key] = int(value) if value.isdecimal() else value
     place.show(Request("status", {}), facts | reply)
 
 
@@ -85,6 +88,4 @@ def completion(ctx: click.Context, shell: str | None) -> None:
     click.echo(maker(root, {}, "nexus-ctl", "_NEXUS_CTL_COMPLETE").source())
 
 
-completion.shell_only = True  # type: ignore[attr-defined]
-
-COMMANDS = [status, stats, verify_log, fsck, completion]
+COMMANDS = [status, stats, verify_log, fsck, shell_only(completion)]

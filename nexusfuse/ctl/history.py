@@ -19,6 +19,7 @@ from nexusfuse.ctl.options import (
     actor_options,
     common_options,
     given,
+    shell_only,
     time_options,
 )
 from nexusfuse.ctl.place import CommandLine, Place, opened, own_actor
@@ -209,4 +210,4 @@ def _cat_store(line: CommandLine, path: str, moment: str) -> None:
         sys.stdout.buffer.flush()
 
 
-COMMANDS = [log, diff, history, versions, restore, cat]
+COMMANDS = [log, diff, history, versions, restore, shell_only(cat)]

@@ -15,7 +15,7 @@ from nexusfuse.ctl import launch, mounts
 from nexusfuse.ctl.checking import mount_status
 from nexusfuse.ctl.exit_codes import code_of_error
 from nexusfuse.ctl.mounts import Mount
-from nexusfuse.ctl.options import DIRECTORY, json_option
+from nexusfuse.ctl.options import DIRECTORY, json_option, shell_only
 from nexusfuse.ctl.place import Failure, Place
 
 DEFAULT_STORE = "nexus-data"
@@ -189,9 +189,4 @@ def _command(process: Path) -> str:
         return "?"
 
 
-def _mark(command: click.Command) -> click.Command:
-    command.shell_only = True  # type: ignore[attr-defined]
-    return command
-
-
-COMMANDS = [_mark(mount), _mark(umount)]
+COMMANDS = [shell_only(mount), shell_only(umount)]

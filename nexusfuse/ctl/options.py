@@ -124,6 +124,12 @@ def time_options(command: F) -> F:
     return command
 
 
+def shell_only(command: click.Command) -> click.Command:
+    """Mark a command that the control file does not take."""
+    command.shell_only = True  # type: ignore[attr-defined]
+    return command
+
+
 def given(**values: Any) -> dict[str, Any]:
     """Return the arguments that were given; the rest is left to the defaults."""
     return {key: value for key, value in values.items() if value not in (None, False, (), [])}

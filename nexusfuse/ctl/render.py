@@ -313,13 +313,18 @@ def _tag_removed(reply: Reply) -> Iterator[Block]:
 
 
 def _verify_log(reply: Reply) -> Iterator[Block]:
-    yield from (Line(problem, "red") for problem in reply["problems"])
+    yield from _problems(reply)
     verdict = "is whole" if not reply["problems"] else "is broken"
     yield Line(f"The chain of {_count(reply['records'], 'record')} {verdict}.", "bold")
 
 
+def _problems(reply: Reply) -> Iterator[Block]:
+    for problem in reply["problems"]:
+        yield Line(f"{problem['code']}  {problem['where']}: {problem['message']}", "red")
+
+
 def _fsck(reply: Reply) -> Iterator[Block]:
-    yield from (Line(problem, "red") for problem in reply["problems"])
+    yield from _problems(reply)
     if reply["problems"]:
         yield Line(f"{_count(len(reply['problems']), 'problem')} found.", "bold red")
     else:

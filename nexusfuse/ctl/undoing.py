@@ -51,9 +51,9 @@ def undo(
 ) -> None:
     """Take operations back; without a selector, the last one.
 
-    Options and PATH narrow the selection down together. What somebody else changed since is
-    reported and left alone. An undo is an operation, so `redo` or another `undo` takes it back.
-    (A file that is named like an operation is ./123.)
+    PATH alone means everything that happened at or below it, with --last 1 the last change there:
+    selectors narrow each other down. What somebody else changed since is reported and left alone.
+    An undo is an operation, so redo takes it back. (A file named like an operation is ./123.)
     """
     operations = [seq for word in words if (seq := find_operation(word)) is not None]
     paths = [word for word in words if find_operation(word) is None]
@@ -70,7 +70,10 @@ def undo(
         session=session,
     )
     if where is not None:
-        args["path"] = place.path(where)
+        path = place.path(where)
+        if not path and not args:
+            raise click.UsageError("that is all that ever happened here: add --last, --since …")
+        args["path"] = path
     if not args:
         args["last"] = 1
     args |= given(dry_run=dry_run, force=force)

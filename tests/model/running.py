@@ -1,17 +1,18 @@
 """How long the machine runs, and how a failure is run again.
 
-Quick runs are the same every time. ``--slow`` (of tests/conftest.py) draws a
-seed and runs thousands of steps. These environment variables override both:
-``NEXUS_MODEL_SEED``, ``NEXUS_MODEL_EXAMPLES``, ``NEXUS_MODEL_STEPS``.
+Quick runs are the same every time. ``--slow`` draws a seed and runs thousands
+of steps. These environment variables override both: ``NEXUS_MODEL_SEED``,
+``NEXUS_MODEL_EXAMPLES``, ``NEXUS_MODEL_STEPS``.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -20,9 +21,15 @@ from hypothesis.stateful import run_state_machine_as_test
 from .drivers import Driver
 from .machine import machine_for
 
+# What hypothesis remembers of a run grows with it: about a megabyte for each
+# example. A batch starts afresh, and is what has to be run again.
+BATCH = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Effort:
+    """``seed`` is None for the examples that are the same every time."""
+
     examples: int
     steps: int
     seed: int | None
@@ -39,35 +46,46 @@ class Effort:
             seed=int(chosen) if chosen else drawn,
         )
 
+    def batches(self) -> Iterator[Effort]:
+        if self.seed is None:
+            yield self
+            return
+        for number, done in enumerate(range(0, self.examples, BATCH)):
+            examples = min(BATCH, self.examples - done)
+            yield replace(self, examples=examples, seed=self.seed + number)
+
+    def __str__(self) -> str:
+        chosen = "" if self.seed is None else f"NEXUS_MODEL_SEED={self.seed} "
+        return f"{chosen}NEXUS_MODEL_EXAMPLES={self.examples} NEXUS_MODEL_STEPS={self.steps}"
+
 
 def run_machine(
     request: pytest.FixtureRequest, new_driver: Callable[[], Driver], effort: Effort
 ) -> None:
     """Run the machine on the drivers that ``new_driver`` makes, one per example."""
+    for batch in effort.batches():
+        try:
+            _run(new_driver, batch)
+        except Exception as error:
+            error.add_note(f"again: {batch} pytest {shlex.quote(request.node.nodeid)}")
+            raise
+        gc.collect()
+
+
+def _run(new_driver: Callable[[], Driver], effort: Effort) -> None:
     machine = machine_for(new_driver)
     if effort.seed is not None:
         seed(effort.seed)(machine)
-    try:
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                max_examples=effort.examples,
-                stateful_step_count=effort.steps,
-                derandomize=effort.seed is None,
-                database=None,
-                deadline=None,
-                print_blob=True,
-                phases=(Phase.generate, Phase.shrink),
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
-    except BaseException as error:
-        error.add_note(f"again: {_command(request, effort)}")
-        raise
-
-
-def _command(request: pytest.FixtureRequest, effort: Effort) -> str:
-    chosen = f"NEXUS_MODEL_EXAMPLES={effort.examples} NEXUS_MODEL_STEPS={effort.steps}"
-    if effort.seed is not None:
-        chosen = f"NEXUS_MODEL_SEED={effort.seed} {chosen}"
-    return f"{chosen} pytest {shlex.quote(request.node.nodeid)}"
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=effort.examples,
+            stateful_step_count=effort.steps,
+            derandomize=effort.seed is None,
+            database=None,
+            deadline=None,
+            print_blob=True,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,41 @@
+"""Who may undo what: root all, others what they could have changed themselves.
+
+Source: unlink(2), rename(2), chmod(2), chown(2), utimensat(2), xattr(7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from nexus_engine.permissions.modes import SEARCH, WRITE, allows, may_remove
+from nexus_engine.types import Actor, Inode
+
+REFUSED = "no permission"
+
+
+class Rights:
+    """What an actor may do, whatever a plan would like."""
+
+    def __init__(self, actor: Actor, groups: Collection[int]) -> None:
+        self.is_root = actor.uid == 0
+        self._uid = actor.uid
+        self._groups = frozenset((actor.gid, *groups))
+
+    def may_change_name(self, directory: Inode, now: Inode | None) -> bool:
+        """Tell whether a name may come, go (``now`` is what it means) or change its meaning."""
+        if now is not None:
+            return may_remove(directory, now, self._uid, self._groups)
+        return allows(directory, WRITE | SEARCH, self._uid, self._groups)
+
+    def may_write(self, inode: Inode) -> bool:
+        """Tell whether content, times and extended attributes may change."""
+        return self.owns(inode) or allows(inode, WRITE, self._uid, self._groups)
+
+    def owns(self, inode: Inode) -> bool:
+        return self.is_root or self._uid == inode.uid
+
+    def may_give(self, before: Inode, owner: tuple[int, int]) -> bool:
+        """Tell whether user and group may become ``owner``."""
+        if self.is_root or owner == (before.uid, before.gid):
+            return True
+        return self._uid == before.uid == owner[0] and owner[1] in self._groups

@@ -1,0 +1,80 @@
+"""Which processes have a store open, and which of them died.
+
+Each holds an ``flock`` on a file of its own in ``STORE/peers``: the kernel lets go of it when the
+process ends, however it ends. Whoever gets the lock of another has proof that its holder is gone,
+and keeps others from taking over at the same time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import time
+from pathlib import Path
+
+_SUFFIX = ".lock"
+_EXITING = 0x4  # PF_EXITING, proc_pid_stat(5) field 9
+_SIGKILL_BIT = 1 << 8
+DYING_LIMIT_S = 5.0
+
+
+class OwnerLock:
+    """A held lock: one's own, or that of a process that is gone."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self._path = path
+        self._fd = fd
+        self.owner = path.name.removesuffix(_SUFFIX)
+
+    def release(self) -> None:
+        """Let go; nothing of this owner needs to be taken over any more."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+def claim(peers: Path) -> OwnerLock:
+    """Become an owner."""
+    peers.mkdir(mode=0o700, exist_ok=True)
+    path = peers / f"{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}"
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return OwnerLock(path, fd)
+
+
+def owners(peers: Path) -> list[str]:
+    """Return every owner that did not take leave."""
+    return [path.name.removesuffix(_SUFFIX) for path in peers.glob(f"*{_SUFFIX}")]
+
+
+def take_over(peers: Path, owner: str) -> OwnerLock | None:
+    """Return the lock of an owner that is gone, ``None`` for one that lives.
+
+    Waits for a process that was killed and is not quite gone.
+    """
+    path = peers / f"{owner}{_SUFFIX}"
+    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    deadline_s = time.monotonic() + DYING_LIMIT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not _is_dying(int(owner.split("-")[0])) or time.monotonic() > deadline_s:
+                os.close(fd)
+                return None
+            time.sleep(0.005)
+        else:
+            return OwnerLock(path, fd)
+
+
+def _is_dying(pid: int) -> bool:
+    """Tell whether a process has been killed but still holds what it had open."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    if stat[0] in (b"Z", b"X") or int(stat[6]) & _EXITING:
+        return True
+    pending = [line.split()[1] for line in status.splitlines() if line[:6] in ("SigPnd", "ShdPnd")]
+    return any(int(mask, 16) & _SIGKILL_BIT for mask in pending)

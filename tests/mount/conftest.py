@@ -1,0 +1,46 @@
+"""One mount for a module's tests, where a mount of their own would tell nothing more."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nexus_engine.commands import Request, ignore_progress
+from nexusfuse.ctl import control
+from tests.conftest import TIMEOUT_S, Mount
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[Mount]:
+    """Mount a fresh store; afterwards it must stop cleanly, silently and sound."""
+    mounted = Mount(directory)
+    try:
+        yield mounted
+        assert mounted.check() == []
+        mounted.umount()
+        assert mounted.unexpected_log_lines() == []
+    finally:
+        if os.path.ismount(mounted.path):
+            subprocess.run(["fusermount3", "-uz", mounted.path], check=False, timeout=TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def shared_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """Yield a mount that the tests of a module share."""
+    with serving(tmp_path_factory.mktemp("shared")) as mounted:
+        yield mounted
+
+
+@pytest.fixture
+def place(shared_mount: Mount, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Yield an empty directory of the shared mount; afterwards fsck must find nothing."""
+    directory = shared_mount.path / request.node.name[:100].replace("/", "_")
+    directory.mkdir()
+    yield directory
+    mountpoint = os.fsencode(shared_mount.path)
+    assert control.ask(mountpoint, Request("fsck", {}), ignore_progress)["problems"] == []
