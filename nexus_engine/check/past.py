@@ -68,9 +68,12 @@ def _where(interval: Interval, row: tuple[Any, ...]) -> str:
 
 INVARIANTS = (
     *(
-        Invariant(f"history of {interval.table} rows", partial(find, interval))
+        Invariant(f"past of {interval.table}: {what}", partial(find, interval))
         for interval in INTERVALS
-        for find in (intervals_are_possible, intervals_are_disjoint)
+        for what, find in (
+            ("intervals", intervals_are_possible),
+            ("one value at a time", intervals_are_disjoint),
+        )
     ),
     Invariant("former names", past_names_led_to_inodes),
     Invariant("chain of the log", log_is_what_was_written),

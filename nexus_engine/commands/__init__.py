@@ -9,12 +9,12 @@ Importing this package is cheap: what a verb needs is imported when it is asked 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from nexus_engine.store import Store
-    from nexus_engine.types import Actor
+    from nexus_engine.types import Actor, Ino
 
 Reply = dict[str, Any]
 """What JSON can carry. Paths in it are text, bytes that are not UTF-8 as lone surrogates."""
@@ -30,12 +30,29 @@ class Request(NamedTuple):
     args: dict[str, Any]
 
 
-def execute(store: Store, request: Request, actor: Actor, progress: Progress) -> Reply:
+class Work(NamedTuple):
+    """What a verb is given besides its arguments; fields as ``execute`` describes them."""
+
+    store: Store
+    actor: Actor
+    progress: Progress
+    keep: Container[Ino]
+
+
+def execute(
+    store: Store,
+    request: Request,
+    actor: Actor,
+    progress: Progress,
+    *,
+    keep: Container[Ino] = (),
+) -> Reply:
     """Do what is asked.
 
     Args:
         store: Open, and used by nobody else meanwhile. Long work blocks the calling thread.
         actor: Who asks: bears the operations that come of it, and is held to its permissions.
+        keep: Inodes that stay usable without a name, because they are open.
 
     Raises:
         InvalidCommand: No such verb, or arguments that do not fit it.
@@ -44,7 +61,7 @@ def execute(store: Store, request: Request, actor: Actor, progress: Progress) ->
     from nexus_engine.commands.verbs import find_verb
 
     verb, args = find_verb(request)
-    return verb(store, args, actor, progress)
+    return verb(Work(store, actor, progress, keep), args)
 
 
 def ignore_progress(what: str, done: int, total: int | None) -> None:

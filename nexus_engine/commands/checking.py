@@ -5,18 +5,16 @@ from __future__ import annotations
 import itertools
 
 from nexus_engine.check.fsck import check
-from nexus_engine.commands import Progress, Reply
+from nexus_engine.commands import Reply, Work
 from nexus_engine.commands.arguments import FsckArguments, NoArguments
 from nexus_engine.oplog import verify
-from nexus_engine.store import Store
-from nexus_engine.types import Actor
 
 
-def verify_log(store: Store, args: NoArguments, actor: Actor, progress: Progress) -> Reply:
+def verify_log(work: Work, args: NoArguments) -> Reply:
     """Recompute the chain of hashes."""
-    total = store.reader.head()
+    total = work.store.reader.head()
     report = verify.verify_log(
-        store.database, progress=lambda done: progress("verifying", done, total)
+        work.store.database, progress=lambda done: work.progress("verifying", done, total)
     )
     return {
         "records": report.records,
@@ -34,10 +32,12 @@ def verify_log(store: Store, args: NoArguments, actor: Actor, progress: Progress
     }
 
 
-def fsck(store: Store, args: FsckArguments, actor: Actor, progress: Progress) -> Reply:
+def fsck(work: Work, args: FsckArguments) -> Reply:
     """Check every invariant."""
     done = itertools.count(1)
     problems = check(
-        store, deep=args.deep, progress=lambda name: progress(f"checking {name}", next(done), None)
+        work.store,
+        deep=args.deep,
+        progress=lambda name: work.progress(f"checking {name}", next(done), None),
     )
     return {"deep": args.deep, "problems": [problem._asdict() for problem in problems]}

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from nexus_engine import errors
-from nexus_engine.commands import Progress, Reply
+from nexus_engine.commands import Reply, Work
 from nexus_engine.commands.arguments import (
     DiffArguments,
     HistoryArguments,
@@ -39,46 +39,48 @@ DIFFERENCES_MAX = 100_000
 _BLOCK_BYTES = 1 << 20
 
 
-def status(store: Store, args: NoArguments, actor: Actor, progress: Progress) -> Reply:
+def status(work: Work, args: NoArguments) -> Reply:
     """Return what a store is and where its log stands."""
-    head = store.reader.head()
-    last = oplog.get_entry(store.database, head).record if head else None
-    disk = os.statvfs(store.path)
+    head = work.store.reader.head()
+    last = oplog.get_entry(work.store.database, head).record if head else None
+    disk = os.statvfs(work.store.path)
     return {
-        "store": to_text(os.fsencode(store.path)),
-        "store_id": store.reader.store_value("store_id"),
+        "store": to_text(os.fsencode(work.store.path)),
+        "store_id": work.store.reader.store_value("store_id"),
         "format": schema.VERSION,
-        "created_ns": store.reader.store_value("created_ns"),
+        "created_ns": work.store.reader.store_value("created_ns"),
         "operations": head,
         "last_operation_ns": None if last is None else last.time_ns,
-        "entries": store.reader.count_inodes(),
-        "snapshots": len(snapshots.list_all(store.database)),
+        "entries": work.store.reader.count_inodes(),
+        "snapshots": len(snapshots.list_all(work.store.database)),
         "disk_free_bytes": disk.f_bavail * disk.f_frsize,
     }
 
 
-def stats(store: Store, args: NoArguments, actor: Actor, progress: Progress) -> Reply:
+def stats(work: Work, args: NoArguments) -> Reply:
     """Return figures: how much is kept, and where."""
-    packs = [path.stat().st_size for path in (store.path / "packs").rglob("*") if path.is_file()]
-    wal_bytes = store.database.connection.wal_bytes()
+    packs = [
+        path.stat().st_size for path in (work.store.path / "packs").rglob("*") if path.is_file()
+    ]
+    wal_bytes = work.store.database.connection.wal_bytes()
     return {
-        "operations": store.reader.head(),
-        "entries": store.reader.count_inodes(),
-        "snapshots": len(snapshots.list_all(store.database)),
+        "operations": work.store.reader.head(),
+        "entries": work.store.reader.count_inodes(),
+        "snapshots": len(snapshots.list_all(work.store.database)),
         "packs": len(packs),
         "packs_bytes": sum(packs),
-        "metadata_bytes": (store.path / DATABASE_NAME).stat().st_size,
+        "metadata_bytes": (work.store.path / DATABASE_NAME).stat().st_size,
         "metadata_wal_bytes": wal_bytes,
     }
 
 
-def log(store: Store, args: LogArguments, actor: Actor, progress: Progress) -> Reply:
+def log(work: Work, args: LogArguments) -> Reply:
     """Return a page of the log, newest first."""
-    first, last = 1, store.reader.head()
+    first, last = 1, work.store.reader.head()
     if args.since is not None:
-        first = moment(store, args.since) + 1
+        first = moment(work.store, args.since) + 1
     if args.until is not None:
-        last = moment(store, args.until)
+        last = moment(work.store, args.until)
     if args.after is not None:
         first = max(first, args.after + 1)
     if args.before is not None:
@@ -92,12 +94,12 @@ def log(store: Store, args: LogArguments, actor: Actor, progress: Progress) -> R
         since_seq=Seq(first),
         until_seq=Seq(last),
     )
-    return _page(store, query, args.limit)
+    return _page(work.store, query, args.limit)
 
 
-def history(store: Store, args: HistoryArguments, actor: Actor, progress: Progress) -> Reply:
+def history(work: Work, args: HistoryArguments) -> Reply:
     """Return the operations at or below a path; each is a moment."""
-    return _page(store, LogQuery(path=to_path(args.path)), args.limit)
+    return _page(work.store, LogQuery(path=to_path(args.path)), args.limit)
 
 
 def _page(store: Store, query: LogQuery, limit: int) -> Reply:
@@ -132,13 +134,13 @@ def iso_time(time_ns: int) -> str:
     return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat().replace("+00:00", "Z")
 
 
-def versions(store: Store, args: PathArguments, actor: Actor, progress: Progress) -> Reply:
+def versions(work: Work, args: PathArguments) -> Reply:
     """Return every content that a file had under this path."""
     path = to_path(args.path)
     directory, _, name = path.rpartition(b"/")
-    parent = reach(store.reader, Path(directory), actor)
-    require(parent, READ, path, actor)
-    found = versions_of(store.database, parent.ino, Name(name))
+    parent = reach(work.store.reader, Path(directory), work.actor)
+    require(parent, READ, path, work.actor)
+    found = versions_of(work.store.database, parent.ino, Name(name))
     if not found:
         raise errors.NotFound(f"there never was a file /{args.path}")
     return {"versions": [_version(version) for version in found]}
@@ -156,17 +158,19 @@ def _version(version: Version) -> dict[str, Any]:
     }
 
 
-def diff(store: Store, args: DiffArguments, actor: Actor, progress: Progress) -> Reply:
+def diff(work: Work, args: DiffArguments) -> Reply:
     """Return what differs between two moments; of one file also how its text does."""
-    require_keeper(store, actor)
+    require_keeper(work.store, work.actor)
     path = to_path(args.path)
-    first = moment(store, args.since)
-    last = store.reader.head() if args.until is None else moment(store, args.until)
-    found = list(islice(diffing.diff(store.database, path, first, last), DIFFERENCES_MAX + 1))
-    sides = [side for seq in (first, last) if (side := resolve(store.database.as_of(seq), path))]
+    first = moment(work.store, args.since)
+    last = work.store.reader.head() if args.until is None else moment(work.store, args.until)
+    found = list(islice(diffing.diff(work.store.database, path, first, last), DIFFERENCES_MAX + 1))
+    sides = [
+        side for seq in (first, last) if (side := resolve(work.store.database.as_of(seq), path))
+    ]
     patch = ""
     if not any(side.is_dir for side in sides):
-        patch = "".join(diffing.unified_diff(store, path, first, last))
+        patch = "".join(diffing.unified_diff(work.store, path, first, last))
     return {
         "since": first,
         "until": last,
@@ -183,9 +187,9 @@ def diff(store: Store, args: DiffArguments, actor: Actor, progress: Progress) ->
     }
 
 
-def list_snapshots(store: Store, args: NoArguments, actor: Actor, progress: Progress) -> Reply:
+def list_snapshots(work: Work, args: NoArguments) -> Reply:
     """Return every snapshot, newest first."""
-    found = reversed(snapshots.list_all(store.database))
+    found = reversed(snapshots.list_all(work.store.database))
     return {
         "snapshots": [
             {
@@ -199,14 +203,14 @@ def list_snapshots(store: Store, args: NoArguments, actor: Actor, progress: Prog
     }
 
 
-def list_tags(store: Store, args: PathArguments, actor: Actor, progress: Progress) -> Reply:
+def list_tags(work: Work, args: PathArguments) -> Reply:
     """Return the tags of what is at a path."""
-    path, inode = find(store, args.path, actor)
-    require(inode, READ, path, actor)
+    path, inode = find(work.store, args.path, work.actor)
+    require(inode, READ, path, work.actor)
     tags = []
-    for name in sorted(store.reader.xattr_names(inode.ino)):
+    for name in sorted(work.store.reader.xattr_names(inode.ino)):
         if name.startswith(TAG_PREFIX):
-            value = store.reader.find_xattr(inode.ino, name) or b""
+            value = work.store.reader.find_xattr(inode.ino, name) or b""
             tags.append({"key": to_text(name[len(TAG_PREFIX) :]), "value": to_text(value)})
     return {"tags": tags}
 

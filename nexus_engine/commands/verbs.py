@@ -6,13 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from nexus_engine import errors
-from nexus_engine.commands import Progress, Reply, Request, arguments, changing, checking, reading
+from nexus_engine.commands import Reply, Request, Work, arguments, changing, checking, reading
 from nexus_engine.commands.arguments import Arguments, parse_arguments
-from nexus_engine.store import Store
-from nexus_engine.types import Actor
 
 # Each takes its own kind of arguments, which a table of all of them cannot say.
-Verb = Callable[[Store, Any, Actor, Progress], Reply]
+Verb = Callable[[Work, Any], Reply]
 
 
 class Entry(NamedTuple):

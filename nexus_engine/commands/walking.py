@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path as FilePath
+
 from nexus_engine import errors
 from nexus_engine.commands.arguments import to_path, to_text
 from nexus_engine.history.moments import resolve_moment
@@ -9,6 +11,25 @@ from nexus_engine.meta.reader import View
 from nexus_engine.permissions.modes import SEARCH, allows
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Inode, Name, Path, Seq
+
+
+def groups_of(actor: Actor) -> list[int]:
+    """Return the supplementary groups of an actor's process, none if it is gone.
+
+    Source: proc_pid_status(5).
+    """
+    if actor.uid == 0 or actor.pid == 0:
+        return []
+    process = FilePath("/proc", str(actor.pid))
+    try:
+        lines = (process / "status").read_bytes().splitlines()
+        start_ticks = (process / "stat").read_bytes().rpartition(b")")[2].split()[19]
+    except OSError:
+        return []
+    if int(start_ticks) != actor.start_ticks:
+        return []  # the number is another process's by now
+    fields = dict(line.split(b":", 1) for line in lines)
+    return [int(group) for group in fields[b"Groups"].split()]
 
 
 def find(store: Store, text: str, actor: Actor) -> tuple[Path, Inode]:
@@ -38,7 +59,7 @@ def reach(view: View, path: Path, actor: Actor) -> Inode:
 
 def require(inode: Inode, want: int, path: Path, actor: Actor) -> None:
     """Refuse an actor whom the permission bits refuse."""
-    if not allows(inode, want, actor.uid, (actor.gid,)):
+    if not allows(inode, want, actor.uid, (actor.gid, *groups_of(actor))):
         raise errors.PermissionDenied(f"no permission for /{to_text(path)}")
 
 

@@ -84,7 +84,7 @@ def select_redo(database: Database, selector: Selector) -> list[Seq]:
     queries = UndoQueries(database.connection)
     if selector.ops:
         for seq in selector.ops:
-            if get_entry_or_refuse(database, seq) != "undo":
+            if _kind_of(database, seq) != "undo":
                 raise errors.InvalidSelector(f"op-{seq} is no undo: there is nothing to redo")
         return _named(database, selector.ops)
     found: list[Seq] = []
@@ -98,7 +98,7 @@ def select_redo(database: Database, selector: Selector) -> list[Seq]:
     return found[::-1]
 
 
-def get_entry_or_refuse(database: Database, seq: Seq) -> str:
+def _kind_of(database: Database, seq: Seq) -> str:
     """Return the kind of an operation.
 
     Raises:
@@ -108,7 +108,7 @@ def get_entry_or_refuse(database: Database, seq: Seq) -> str:
         record = get_entry(database, seq).record
     except errors.InvalidMoment as error:
         raise errors.InvalidSelector(str(error)) from error
-    if record.kind in _NO_CHANGE or record.ino == ROOT_INO and record.kind == "mkdir":
+    if record.kind in _NO_CHANGE or (record.ino == ROOT_INO and record.kind == "mkdir"):
         raise errors.InvalidSelector(f"op-{seq} ({record.kind}) is nothing that can be undone")
     return record.kind
 
@@ -126,7 +126,7 @@ def _check(selector: Selector) -> None:
 def _named(database: Database, seqs: Iterable[Seq]) -> list[Seq]:
     wanted = sorted(set(seqs))
     for seq in wanted:
-        get_entry_or_refuse(database, seq)
+        _kind_of(database, seq)
         if is_undone(database, seq):
             raise errors.NothingToUndo(f"op-{seq} is undone already; redo takes its undo back")
     return wanted

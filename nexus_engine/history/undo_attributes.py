@@ -123,9 +123,7 @@ def _version_at(versions: list[Inode], seq: Seq) -> Inode:
     return next(version for version in versions if version.from_seq == seq)
 
 
-def _same_contents(
-    versions: list[Inode], as_of: Callable[[Seq], AsOfReader]
-) -> dict[Seq, Seq]:
+def _same_contents(versions: list[Inode], as_of: Callable[[Seq], AsOfReader]) -> dict[Seq, Seq]:
     """Give contents that are equal the same number: that of the first."""
     numbers: dict[tuple[int, tuple[Extent, ...]], Seq] = {}
     same: dict[Seq, Seq] = {}

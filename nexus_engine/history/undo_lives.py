@@ -24,6 +24,8 @@ class History:
     """(operation that began it, operation that ended it) of each stretch of existence."""
 
     def __post_init__(self) -> None:
+        while len(self.versions) > 1 and self.versions[1].inode.from_seq < self.first:
+            del self.versions[0]
         for inode, died in self.versions:
             if self.lives and self.lives[-1][1] == inode.from_seq:
                 self.lives[-1] = (self.lives[-1][0], died)

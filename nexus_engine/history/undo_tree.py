@@ -37,9 +37,7 @@ def _check_empty(names: Names, queries: UndoQueries) -> bool:
         if not names.is_dir(ino) or names.is_alive_after(ino):
             continue
         changed = names.changed_in.get(ino, [])
-        causes = [
-            names.cause_of_name(key, NOT_EMPTY) for key in changed if names.changed[key][1]
-        ]
+        causes = [names.cause_of_name(key, NOT_EMPTY) for key in changed if names.changed[key][1]]
         # One more than are going is enough to know, unless all of them are to go by force.
         limit = len(changed) + 1 if not names.force else -1
         causes += [

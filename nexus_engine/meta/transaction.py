@@ -291,6 +291,11 @@ class Transaction(Reader):
         if last is not None and last[0] is not None and last[0] > size:
             self._clear_range(ino, size, last[0])
 
+    def clear_extents(self, ino: Ino, start: int, end: int) -> None:
+        """Make a range a hole; remainders of extents on its edges stay."""
+        self._dirty = True
+        self._clear_range(ino, start, end)
+
     def _clear_range(self, ino: Ino, start: int, end: int) -> None:
         rows = self._all(_OVERLAPPING, (ino, end, start - EXTENT_MAX_BYTES, start))
         for old in map(Extent._make, rows):

@@ -245,8 +245,8 @@ class UndoQueries:
     def iter_child_changes_back(self, directory: Ino, first: Seq) -> Iterator[tuple[Seq, int]]:
         """Yield the same newest first, some more than once, reading no more than is taken."""
         sql = _CHILD_CHANGES.format(order="DESC")
-        for seq, time_ns in self._connection.iterate(sql, (directory, first)):
-            yield seq, time_ns
+        for row in self._connection.iterate(sql, (directory, first)):
+            yield row[0], row[1]
 
     def directory_mtime(self, directory: Ino, seq: Seq) -> int | None:
         """Return a directory's mtime after an operation, ``None`` if it did not exist."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import click
 
@@ -80,21 +83,36 @@ def one_path(argument: str | None, option: str | None) -> str | None:
     return argument if option is None else option
 
 
-def _follow(line: CommandLine, args: dict[str, object]) -> None:
+def _follow(line: CommandLine, args: dict[str, Any]) -> NoReturn:
     """Show what the log has, then what comes, until interrupted."""
     if "before" in args or "until" in args:
         raise click.UsageError("--follow shows what is to come: no --before, no --until")
-    reply = line.ask(Request("log", args))
-    seen = 0
-    while True:
-        newest_first = reply["operations"]
-        if newest_first:
-            seen = newest_first[0]["seq"]
-            reply["operations"] = newest_first[::-1]
-            reply["more"] = False
-            line.show(Request("log", args), reply)
-        time.sleep(_POLL_S)
-        reply = line.ask(Request("log", args | {"after": seen, "limit": PAGE_MAX}))
+    with _news(line) as has_news:
+        seen, page = 0, args
+        while True:
+            reply = line.ask(Request("log", page))
+            newest_first = reply["operations"]
+            if newest_first:
+                oldest_first = {"operations": newest_first[::-1], "more": False}
+                line.show(Request("log", page), oldest_first, header=seen == 0)
+                seen = newest_first[0]["seq"]
+            page = args | {"after": seen, "limit": PAGE_MAX}
+            while not has_news():
+                time.sleep(_POLL_S)
+
+
+@contextmanager
+def _news(line: CommandLine) -> Iterator[Callable[[], bool]]:
+    """Give a question whether something may have happened since it was asked last."""
+    if line.store is not None:
+        # Opening a store is cheap enough; each question is preceded by a sleep.
+        asked = itertools.cycle((False, True))
+        yield lambda: next(asked)
+        return
+    path = Path(os.fsdecode(line.mount.path), ".nexus/events")
+    with path.open("rb", buffering=0) as events:
+        # It holds what came since it was opened, and ends there until more comes.
+        yield lambda: bool(events.read(_COPY_BYTES))
 
 
 @click.command()

@@ -72,6 +72,10 @@ def _require_fuse(wanted: Wanted) -> None:
         )
     if os.geteuid() == 0:
         return
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        raise Failure(
+            f"no permission to open {DEVICE}: have root run `chmod 666 {DEVICE}`, as udev does"
+        )
     if shutil.which("fusermount3") is None:
         raise Failure("fusermount3 is missing: install it with `apt install fuse3`")
     if wanted.allow_other and not _may_allow_other():

@@ -11,7 +11,7 @@ import click
 
 from nexus_engine import __version__, errors
 from nexusfuse.ctl import checking, history, keeping, mounting, undoing
-from nexusfuse.ctl.exit_codes import FAILED, OK, code_of_error
+from nexusfuse.ctl.exit_codes import FAILED, FORBIDDEN, OK, code_of_error
 from nexusfuse.ctl.options import common_options
 from nexusfuse.ctl.place import CommandLine
 from nexusfuse.ctl.render import printable
@@ -46,7 +46,10 @@ class RootGroup(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = FAILED
         except OSError as error:
-            code = _fail(_system_message(error), FAILED)
+            code = _fail(
+                _system_message(error),
+                FORBIDDEN if isinstance(error, PermissionError) else FAILED,
+            )
         sys.exit(code)
 
 

@@ -115,18 +115,22 @@ class CommandLine:
         with ProgressLine() as progress:
             if self.store is None:
                 return control.ask(self.mount.path, request, progress)
+            from nexus_engine.oplog import peers
+
             with opened(self.store) as store:
+                before = store.reader.head()
                 reply = execute(store, request, own_actor(), progress)
-                _announce(store)
+                if store.reader.head() != before:
+                    peers.announce(store)
                 return reply
 
-    def show(self, request: Request, reply: Reply) -> None:
-        """Print a reply."""
+    def show(self, request: Request, reply: Reply, *, header: bool = True) -> None:
+        """Print a reply; a table that goes on has no header."""
         if self.json:
             for item in render.json_items(request, reply):
                 click.echo(json.dumps(item))
         else:
-            render.show(render.blocks(request, reply))
+            render.show(render.blocks(request, reply), header=header)
 
     def say(self, text: str, **values: Any) -> None:
         """Print what was done: a line, or in JSON the values."""
@@ -195,10 +199,3 @@ def _working_directory() -> str:
         return os.getcwd()  # noqa: PTH109
     except FileNotFoundError:
         raise Failure("the working directory was removed; cd to one that exists") from None
-
-
-def _announce(store: Store) -> None:
-    """Tell other processes that have the store open that it changed."""
-    from nexus_engine.oplog import peers
-
-    peers.announce(store)

@@ -62,7 +62,7 @@ def json_items(request: Request, reply: Reply) -> list[Any]:
 # -- the two ways of showing --
 
 
-def plain(shown: Iterable[Block]) -> str:
+def plain(shown: Iterable[Block], *, header: bool = True) -> str:
     """Return blocks as text without colour; columns are aligned, nothing is cut off."""
     lines: list[str] = []
     for block in shown:
@@ -71,16 +71,16 @@ def plain(shown: Iterable[Block]) -> str:
             continue
         rows = [[printable(cell) for cell in row] for row in (block.columns, *block.rows)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
+        for row in rows if header else rows[1:]:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             lines.append("  ".join(cells).rstrip())
     return "".join(line + "\n" for line in lines)
 
 
-def show(shown: list[Block]) -> None:
+def show(shown: list[Block], *, header: bool = True) -> None:
     """Print blocks: as rich tables on a terminal, else as plain text."""
     if not (sys.stdout.isatty() and "NO_COLOR" not in os.environ):
-        sys.stdout.write(plain(shown))
+        sys.stdout.write(plain(shown, header=header))
         sys.stdout.flush()
         return
     from rich.console import Console
@@ -92,7 +92,7 @@ def show(shown: list[Block]) -> None:
         if isinstance(block, Line):
             console.print(Text(printable(block.text), style=block.style), soft_wrap=True)
             continue
-        table = RichTable(box=None, pad_edge=False, header_style="bold")
+        table = RichTable(box=None, pad_edge=False, header_style="bold", show_header=header)
         for column in block.columns:
             table.add_column(column, overflow="fold")
         for row, style in zip(block.rows, block.styles or ("",) * len(block.rows), strict=True):
@@ -199,9 +199,9 @@ def _undo(reply: Reply) -> Iterator[Block]:
     count = _count(reply["operations"], "operation")
     if reply["dry_run"]:
         for change in changes:
-            yield Line(
-                f"{change['action']}  {_paths(change)}", _CHANGE_STYLES.get(change["action"], "")
-            )
+            action, detail = change["action"], change["detail"]
+            style = _CHANGE_STYLES.get(action, "")
+            yield Line(f"{action:10} {_paths(change)}" + (f"  ({detail})" if detail else ""), style)
     for conflict in conflicts:
         yield Line(_conflict(conflict), "yellow")
     touched = _count(reply["change_count"], "path")
@@ -220,15 +220,11 @@ _CHANGE_STYLES = {"remove": "red", "restore": "green", "content": "cyan"}
 
 
 def _conflict(conflict: dict[str, Any]) -> str:
-    text = f"conflict  {shown_path(conflict['path'])}: {conflict['reason']}"
-    if conflict.get("seq") is not None:
-        text += f" (op-{conflict['seq']}"
-        if conflict.get("actor") is not None:
-            text += f" by {who(conflict['actor'])}"
-        if conflict.get("time_ns") is not None:
-            text += f", {moment(conflict['time_ns'])}"
-        text += ")"
-    return text
+    text = f"conflict  {shown_path(conflict['path'])}: {conflict['what']}: {conflict['reason']}"
+    by = conflict["by"]
+    if by is None:
+        return text
+    return f"{text} (op-{by['seq']} {by['kind']} by {who(by['actor'])}, {moment(by['time_ns'])})"
 
 
 _DIFF_STYLES = {"added": "green", "removed": "red", "renamed": "magenta"}

@@ -25,6 +25,9 @@ from .machine import machine_for
 # example. A batch starts afresh, and is what has to be run again.
 BATCH = 200
 
+LONGEST_S = 7_200
+"""For ``pytest.mark.timeout``: a slow run takes an hour."""
+
 
 @dataclass(frozen=True, slots=True)
 class Effort:

@@ -10,7 +10,7 @@ from typing import Protocol
 import pytest
 
 from .drivers import MountDriver
-from .running import Effort, run_machine
+from .running import LONGEST_S, Effort, run_machine
 
 
 class Mount(Protocol):
@@ -21,6 +21,7 @@ class Mount(Protocol):
     def check(self) -> list[str]: ...
 
 
+@pytest.mark.timeout(LONGEST_S)
 def test_a_mount_agrees_with_the_reference(mount: Mount, request: pytest.FixtureRequest) -> None:
     """Same results and errnos, same trees; the past stays as it was; undo brings it back."""
     count = itertools.count()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from .drivers import PathDriver
-from .running import Effort, run_machine
+from .running import LONGEST_S, Effort, run_machine
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -26,11 +26,13 @@ def memory_path() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.mark.timeout(LONGEST_S)
 def test_the_reference_agrees_with_tmpfs(memory_path: Path, request: pytest.FixtureRequest) -> None:
     """tmpfs is the kernel's own VFS and little else."""
     run_below(memory_path, request)
 
 
+@pytest.mark.timeout(LONGEST_S)
 def test_the_reference_agrees_with_the_temporary_directory(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

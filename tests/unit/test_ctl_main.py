@@ -153,6 +153,24 @@ def test_a_dry_run_shows_every_path_and_does_nothing(store: FilePath) -> None:
     assert json.loads(ctl("--store", store, "--json", "status").stdout)["operations"] == 7
 
 
+def test_conflicts_are_shown_with_who_and_when_and_have_an_exit_code(
+    store: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs is tagged by two agents; only what nobody touched since can be taken back."""
+    for agent, tag in (("bob", "k=1"), ("bob", "other=1"), ("carol", "k=2")):
+        monkeypatch.setenv("NEXUS_AGENT", agent)
+        assert ctl("--store", store, "tag", "set", "docs", tag).exit_code == 0
+    result = ctl("--store", store, "undo", "--agent", "bob")
+    assert result.exit_code == 3, result.output
+    conflict, summary = result.stdout.splitlines()
+    assert conflict.startswith("conflict  /docs: ")
+    assert "op-10 setxattr by carol, 20" in conflict
+    assert summary.startswith("Undid 2 operations: ")
+    assert "1 conflict left alone" in summary
+    assert ctl("--store", store, "tag", "list", "docs").stdout == "k=2\n"
+    assert "NothingToUndo" not in fails(ctl("--store", store, "undo", "--agent", "bob"), 1)
+
+
 def test_undo_asks_nobody_where_nobody_can_answer(store: FilePath) -> None:
     assert ctl("--store", store, "undo", "--last", "2").exit_code == 0
 

@@ -16,7 +16,7 @@ from nexusfuse.ctl.mounts import Mount
 from nexusfuse.ctl.place import normal_path
 
 MOUNTINFO = rb"""21 1 8:1 / / rw - ext4 /dev/sda1 rw
-45 21 0:41 / /home/me/my\040files rw,nosuid - fuse.nexus nexus:/srv/my\040store rw,user_id=1000,group_id=0
+45 21 0:41 / /home/me/my\040files rw - fuse.nexus nexus:/srv/my\040store rw,user_id=1000,group_id=0
 46 21 0:41 /sub /mnt/bind rw - fuse.nexus nexus:/srv/s rw,user_id=0
 47 45 0:42 / /home/me/my\040files/inner rw shared:7 - tmpfs tmpfs rw
 """

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -14,6 +12,7 @@ from nexus_engine.check.fsck import check
 from nexus_engine.engine import Engine
 from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.history.versions import read_content
+from nexus_engine.meta.connection import DATABASE_NAME, Connection
 from nexus_engine.meta.reader import View, resolve
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Ino, Inode, Name, Path, Seq
@@ -137,10 +136,20 @@ class World:
     def problems(self, *, deep: bool = False) -> list[str]:
         return [f"{p.code}: {p.where}: {p.message}" for p in check(self.store, deep=deep)]
 
-    def edit(self, sql: str, *arguments: object) -> None:
-        """Change rows behind the engine's back."""
-        with closing(sqlite3.connect(self.path / "meta.db")) as connection, connection:
-            connection.execute(sql, arguments)
+    def edit(self, sql: str, *arguments: object) -> int:
+        """Change rows behind the engine's back.
+
+        Not through the standard library's sqlite3: two copies of SQLite in one process do not see
+        each other's locks, and the one that closes first deletes the other's write-ahead log.
+
+        Returns:
+            How many rows.
+        """
+        connection = Connection(str(self.path / DATABASE_NAME))
+        connection.run(sql, arguments)
+        changes = connection.changes()
+        connection.close()
+        return changes
 
     async def close(self) -> None:
         await self.engine.close()

@@ -1,0 +1,104 @@
+"""What a process leaves when it dies, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nexus_engine.engine import Engine
+from nexus_engine.store import Store
+from nexus_engine.types import ROOT_INO, Actor, Name
+
+ACTOR = Actor(uid=0, gid=0, pid=os.getpid(), command="test", agent="alice")
+
+WRITER = """
+import os, pathlib, signal, sys, trio
+from nexus_engine.engine import Engine
+from nexus_engine.types import ROOT_INO, Actor, Name
+
+async def main():
+    engine = Engine.start(pathlib.Path(sys.argv[1]))
+    actor = Actor(uid=0, gid=0, pid=os.getpid(), command="writer", agent="bob")
+    handle, inode = await engine.create(ROOT_INO, Name(b"file"), 0o644, actor)
+    await engine.write(handle, 0, b"one ")
+    await engine.flush(handle)
+    await engine.write(handle, 4, b"two ")
+    await engine.fsync(handle)
+    await engine.write(handle, 8, b"three")
+    {last}
+    os.kill(os.getpid(), signal.SIGKILL)
+
+trio.run(main)
+"""
+
+
+def die_writing(store: Path, last: str = "pass") -> None:
+    done = subprocess.run([sys.executable, "-c", WRITER.format(last=last), store], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+async def content(engine: Engine, name: bytes) -> bytes:
+    inode = await engine.lookup(ROOT_INO, Name(name))
+    assert inode is not None
+    handle = await engine.open(inode.ino, os.O_RDONLY, ACTOR)
+    try:
+        return bytes(await engine.read(handle, 0, 1000))
+    finally:
+        await engine.release(handle)
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        ("pass", b"one two "),
+        ("await engine.flush(handle)", b"one two three"),
+        ("await engine.release(handle)", b"one two three"),
+    ],
+)
+async def test_what_was_flushed_outlives_its_process(
+    tmp_path: Path, last: str, expected: bytes
+) -> None:
+    """close(2) and fsync(2) returned: kill -9 takes nothing of it away; the rest may go."""
+    store = tmp_path / "store"
+    Store.create(store, ACTOR).close()
+    die_writing(store, last)
+    for _ in range(2):  # the second time there is nothing left to recover, and nothing doubled
+        engine = Engine.start(store)
+        assert await content(engine, b"file") == expected
+        writes = engine.store.database.connection.all(
+            "SELECT a.agent FROM oplog o JOIN actor a ON a.id = o.actor WHERE o.kind = 'write'"
+        )
+        assert writes == [("bob",)]
+        assert engine.store.database.open_packs() == []
+        await engine.close()
+
+
+async def test_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    """Recovery takes from the dead only: a session that goes on is nobody else's."""
+    store = tmp_path / "store"
+    Store.create(store, ACTOR).close()
+    first = Engine.start(store)
+    handle, _ = await first.create(ROOT_INO, Name(b"file"), 0o644, ACTOR)
+    await first.write(handle, 0, b"unfinished")
+    await first.flush(handle)
+    second = Engine.start(store)
+    assert await content(second, b"file") == b""
+    await second.close()
+    await first.release(handle)
+    assert await content(first, b"file") == b"unfinished"
+    await first.close()
+
+
+async def test_an_unlinked_file_that_was_open_does_not_come_back(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    Store.create(store, ACTOR).close()
+    die_writing(store, "await engine.unlink(ROOT_INO, Name(b'file'), actor)")
+    engine = Engine.start(store)
+    assert await engine.lookup(ROOT_INO, Name(b"file")) is None
+    assert engine.store.database.unlinked_inodes() == []
+    await engine.close()

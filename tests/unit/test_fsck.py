@@ -1,0 +1,230 @@
+"""fsck: silent on a sound store, and each invariant speaks up when it is broken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path as FilePath
+
+import pytest
+
+from nexus_engine.check import fsck
+from nexus_engine.check.fsck import check
+from nexus_engine.history import snapshots
+from nexus_engine.history.restore import restore
+from nexus_engine.types import Path
+from tests.unit.worlds import ALICE, BOB, World
+
+
+@pytest.fixture
+async def world(tmp_path: FilePath) -> AsyncIterator[World]:
+    """A store with some of everything, present and past."""
+    world = World(tmp_path / "store")
+    await world.mkdir("dir")  # 2
+    await world.mkdir("dir/sub")  # 3
+    await world.write("dir/file", b"one " * 1000)  # 4
+    await world.write("dir/file", b"two " * 1000)
+    await world.link("dir/file", "link")
+    await world.symlink("sym", b"dir/file")  # 5
+    await world.setxattr("dir/file", b"user.a", b"1")
+    await world.setxattr("dir/file", b"user.a", b"2")
+    await world.write("gone", b"gone")  # 6
+    await world.unlink("gone")
+    await world.rename("link", "dir/link")
+    snapshots.create(world.store, "kept", ALICE)
+    await world.mkdir("empty")  # 7
+    await world.rename("empty", "dir/sub/empty")
+    yield world
+    world.store.chunks.close()
+    world.database.close()
+
+
+def codes(world: World, *, deep: bool = False) -> set[str]:
+    return {problem.code for problem in check(world.store, deep=deep)}
+
+
+@pytest.mark.parametrize("deep", [False, True])
+async def test_a_sound_store_has_no_problems(world: World, deep: bool) -> None:
+    steps: list[str] = []
+    assert check(world.store, deep=deep, progress=steps.append) == []
+    assert len(steps) == len(set(steps)) > 20
+
+
+async def test_what_a_living_process_has_is_no_problem(world: World) -> None:
+    """Files open without a name, sessions not yet in the log, packs that are not sealed."""
+    handle = await world.engine.open(world.inode("dir/file").ino, os.O_RDWR, ALICE)
+    await world.engine.write(handle, 0, b"not committed")
+    await world.engine.flush(handle)
+    await world.unlink("dir/file")
+    await world.unlink("dir/link")
+    assert world.database.unlinked_inodes() != []
+    assert check(world.store, deep=True) == []
+    await world.engine.release(handle)
+    assert check(world.store, deep=True) == []
+
+
+async def test_restored_trees_are_sound(world: World) -> None:
+    then = world.head
+    await world.remove("dir")
+    restore(world.store, Path(b"dir"), then, BOB)
+    restore(world.store, Path(b"dir"), then, BOB, to=Path(b"copy"))
+    assert check(world.store, deep=True) == []
+
+
+BROKEN = [
+    # (what is done to the rows, the code that must be among the problems)
+    ("DELETE FROM inode WHERE ino = 4", "dentry-dangling"),
+    ("UPDATE dentry SET kind = 16384 WHERE ino = 4", "dentry-kind"),
+    ("UPDATE dentry SET parent = 4 WHERE name = x'66696c65'", "dentry-homeless"),
+    ("UPDATE dentry SET parent = 99 WHERE name = x'66696c65'", "dentry-homeless"),
+    ("UPDATE dentry SET hash = hash + 1 WHERE ino = 5", "dentry-name"),
+    ("UPDATE dentry SET name = x'2e2e' WHERE ino = 5", "dentry-name"),
+    ("UPDATE dentry_past SET name = x'612f62'", "dentry-name"),
+    ("UPDATE inode SET nlink = 3 WHERE ino = 4", "file-links"),
+    ("UPDATE inode SET nlink = 0 WHERE ino = 5", "file-links"),
+    ("DELETE FROM dentry WHERE ino = 5", "file-links"),
+    ("UPDATE inode SET nlink = 5 WHERE ino = 1", "directory-links"),
+    ("DELETE FROM dentry WHERE ino = 3", "directory-names"),
+    ("INSERT INTO dentry SELECT 1, hash, name, ino, kind, from_seq FROM dentry WHERE ino = 3",
+     "directory-names"),
+    ("UPDATE dentry SET parent = 7 WHERE ino = 2", "directory-unreachable"),
+    ("UPDATE inode SET mode = mode & 511 WHERE ino = 4", "inode-fields"),
+    ("UPDATE inode SET target = NULL WHERE ino = 5", "inode-fields"),
+    ("UPDATE inode SET size = 3 WHERE ino = 5", "inode-fields"),
+    ("UPDATE inode_past SET size = -1", "inode-fields"),
+    ("DELETE FROM inode WHERE ino = 1", "root-missing"),
+    *(
+        (f"UPDATE {table}_past SET {change}", f"{table}-interval")
+        for table in ("inode", "dentry", "extent", "xattr")
+        for change in ("from_seq = to_seq", "to_seq = to_seq + 1000", "from_seq = 0")
+    ),
+    *(
+        (f"UPDATE {table} SET from_seq = 1000", f"{table}-unlogged")
+        for table in ("inode", "dentry", "extent", "xattr")
+    ),
+    ("UPDATE inode SET from_seq = 4 WHERE ino = 4", "inode-overlap"),
+    ("UPDATE inode_past SET from_seq = 1 WHERE ino = 4", "inode-overlap"),
+    ("UPDATE extent SET from_seq = 1", "extent-overlap"),
+    ("UPDATE xattr SET from_seq = 1", "xattr-overlap"),
+    ("INSERT INTO dentry_past SELECT parent, hash, name, ino, kind, 1, from_seq + 1 FROM dentry"
+     " WHERE ino = 4 LIMIT 1", "dentry-overlap"),
+    ("DELETE FROM inode_past WHERE ino = 6", "dentry-past-dangling"),
+    ("UPDATE oplog SET kind = 'mkdir' WHERE seq = 5", "log-chain"),
+    ("DELETE FROM oplog WHERE seq = 9", "log-chain"),
+    ("UPDATE snapshot SET seq = 1000", "snapshot-reference"),
+    ("INSERT INTO reversal VALUES (1000, 2)", "reversal-reference"),
+    ("INSERT INTO touched VALUES (1000, 4, 0, x'')", "touched-reference"),
+    ("UPDATE extent SET length = 0 WHERE ino = 4", "extent-fields"),
+    ("UPDATE extent SET chunk_offset = -1 WHERE ino = 4", "extent-fields"),
+    ("UPDATE extent_past SET digest = x'00'", "extent-fields"),
+    ("UPDATE extent SET ino = 2 WHERE ino = 4", "extent-fields"),
+    ("UPDATE extent SET ino = 99 WHERE ino = 4", "extent-fields"),
+    ("INSERT INTO extent SELECT ino, start + 1, 5, digest, 0, from_seq FROM extent WHERE ino = 4",
+     "extent-range-overlap"),
+    ("INSERT INTO extent_past SELECT ino, start + 1, 5, digest, 0, from_seq, to_seq"
+     " FROM extent_past WHERE ino = 4", "extent-past-range-overlap"),
+    ("UPDATE inode SET size = 3999 WHERE ino = 4", "extent-size"),
+    ("UPDATE extent SET chunk_offset = 1 WHERE ino = 4", "extent-chunk"),
+    ("DELETE FROM chunk WHERE digest IN (SELECT digest FROM extent)", "extent-chunk"),
+    ("DELETE FROM chunk WHERE digest IN (SELECT digest FROM extent_past)", "extent-chunk"),
+    ("UPDATE inode SET content_seq = 1000 WHERE ino = 4", "content-unlogged"),
+    ("UPDATE inode_past SET content_seq = 1000 WHERE ino = 6", "content-unlogged"),
+    ("UPDATE xattr SET ino = 99", "xattr-orphan"),
+    ("UPDATE chunk SET pack = 99", "chunk-record"),
+    ("UPDATE chunk SET offset = offset + 1", "chunk-record"),
+    ("UPDATE chunk SET offset = 0", "chunk-record"),
+    ("UPDATE chunk SET codec = 77", "chunk-record"),
+    ("UPDATE chunk SET length = length + 1", "chunk-record"),
+    ("UPDATE chunk SET stored_length = stored_length + 1", "chunk-record"),
+    ("UPDATE chunk SET stored_length = 100000000", "chunk-record"),
+    ("UPDATE chunk SET stored_length = 1000000", "pack-short"),
+    ("UPDATE pack SET name = '00112233445566778899aabbccddeeff'", "pack-missing"),
+    ("DELETE FROM pack", "pack-unknown"),
+    ("UPDATE store SET value = 3 WHERE key = 'next_ino'", "store"),
+    ("DELETE FROM store WHERE key = 'tenant_id'", "store"),
+    ("DROP VIEW operations", "view"),
+    ("DROP TABLE content_hash", "view"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sql", "code"), BROKEN, ids=[sql[:70] for sql, _ in BROKEN])
+async def test_a_broken_row_is_found(world: World, sql: str, code: str) -> None:
+    assert world.edit(sql) > 0 or sql.startswith("DROP")
+    found = check(world.store)
+    assert code in {problem.code for problem in found}, found
+    for problem in found:
+        assert problem.where
+        assert problem.message
+
+
+def pack_file(world: World) -> FilePath:
+    return max((world.path / "packs").glob("*.pack"), key=lambda path: path.stat().st_size)
+
+
+async def test_a_missing_pack_is_found(world: World) -> None:
+    world.store.chunks.close()
+    pack_file(world).unlink()
+    assert codes(world) == {"pack-missing"}
+
+
+async def test_a_pack_that_was_cut_is_found(world: World) -> None:
+    path = pack_file(world)
+    os.truncate(path, path.stat().st_size - 10)
+    assert "pack-short" in codes(world)
+
+
+async def test_a_destroyed_pack_header_is_found(world: World) -> None:
+    with pack_file(world).open("r+b") as file:
+        file.write(b"garbage!")
+    assert codes(world) == {"pack-header"}
+
+
+async def test_a_flipped_bit_in_a_chunk_is_found_by_a_deep_check(world: World) -> None:
+    (offset, length) = world.database.connection.one(
+        "SELECT offset, stored_length FROM chunk ORDER BY offset LIMIT 1"
+    ) or (0, 0)
+    with pack_file(world).open("r+b") as file:
+        file.seek(offset + length - 1)
+        byte = file.read(1)[0]
+        file.seek(offset + length - 1)
+        file.write(bytes([byte ^ 1]))
+    assert codes(world) == set()
+    assert codes(world, deep=True) == {"chunk-content"}
+
+
+async def test_a_pack_that_nobody_registered_is_found(world: World) -> None:
+    copy = pack_file(world).with_name("f" * 32 + ".pack")
+    copy.write_bytes(pack_file(world).read_bytes())
+    assert codes(world) == {"pack-unknown"}
+    # Begun, nothing in it yet: a process that is about to register it, or died there.
+    os.truncate(copy, 32)
+    assert codes(world) == set()
+
+
+async def test_damage_below_the_rows_is_found(world: World) -> None:
+    """An index without one of its entries, as after a failing disk."""
+    connection = world.database.connection
+    connection.run("PRAGMA writable_schema = 1")
+    connection.run(
+        "UPDATE sqlite_schema SET sql = 'CREATE INDEX dentry_ino ON dentry (kind)'"
+        " WHERE name = 'dentry_ino'"
+    )
+    connection.run("PRAGMA writable_schema = 0")
+    connection.run("PRAGMA schema_version = 777")
+    found = check(world.store, deep=True)
+    assert "database" in {problem.code for problem in found}
+
+
+async def test_much_of_the_same_is_cut_short(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fsck, "PROBLEMS_MAX", 3)
+    world.edit("UPDATE dentry SET hash = hash + 1")
+    found = [p for p in check(world.store) if p.code == "dentry-name"]
+    assert len(found) == 4
+    assert "more than 3" in found[-1].message
+
+
+async def test_a_check_leaves_no_lock_behind(world: World) -> None:
+    world.edit("DELETE FROM dentry WHERE ino = 5")
+    check(world.store)
+    await world.mkdir("after")
+    assert not world.database.connection.in_transaction

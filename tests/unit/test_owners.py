@@ -1,0 +1,43 @@
+"""Who has a store open, and who died."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from nexus_engine.owners import claim, owners, take_over
+
+HOLDER = """
+import pathlib, sys
+from nexus_engine.owners import claim
+lock = claim(pathlib.Path(sys.argv[1]))
+print(lock.owner, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_living_owner_is_not_taken_over(tmp_path: Path) -> None:
+    lock = claim(tmp_path)
+    assert owners(tmp_path) == [lock.owner]
+    assert take_over(tmp_path, lock.owner) is None
+    lock.release()
+    assert owners(tmp_path) == []
+
+
+def test_a_killed_owner_is_taken_over_by_one(tmp_path: Path) -> None:
+    """flock(2): the kernel lets go of a lock when its holder ends, reaped or not."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    owner = holder.stdout.readline().decode().strip()
+    assert take_over(tmp_path, owner) is None
+    os.kill(holder.pid, signal.SIGKILL)
+    lock = take_over(tmp_path, owner)  # still a zombie: nobody has waited for it
+    assert lock is not None
+    assert take_over(tmp_path, owner) is None
+    lock.release()
+    holder.communicate()
