@@ -96,6 +96,8 @@ class Engine:
                     return inode
         await self.content.seal_inode(ino)
         inode = await self.store.write(attributes.set_attributes, actor, ino, new)
+        if new.mtime_ns is not None:
+            self.content.set_mtime(ino, new.mtime_ns)
         return self._changed(inode)
 
     async def make(
@@ -136,6 +138,10 @@ class Engine:
         self._changed(moved)
         if other is not None:
             self._unlinked(other)
+
+    def stored_bytes(self, inode: Inode) -> int:
+        """Return how many of a file's bytes are not holes."""
+        return self.content.stored_bytes(inode)
 
     async def list_children(self, parent: Ino, after: int, limit: int) -> list[Listed]:
         """Return up to ``limit`` entries after a cookie (0: from the start)."""

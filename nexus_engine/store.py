@@ -70,10 +70,12 @@ class Store:
         Raises:
             StoreNotFound, StoreInaccessible, StoreVersion, CorruptMetadata.
         """
-        if not (path / DATABASE_NAME).exists():
-            if not os.access(path.parent if not path.exists() else path, os.X_OK):
-                raise errors.StoreInaccessible(f"no permission to look into {path}")
-            raise errors.StoreNotFound(f"no store at {path}; nexus-ctl mount makes one")
+        try:
+            (path / DATABASE_NAME).stat()
+        except FileNotFoundError:
+            raise errors.StoreNotFound(f"no store at {path}; nexus-ctl mount makes one") from None
+        except OSError as error:
+            raise errors.StoreInaccessible(f"cannot look into {path}: {error.strerror}") from error
         config = load_config(path)
         connection = Connection(str(path / DATABASE_NAME))
         done = False
@@ -220,23 +222,9 @@ class Store:
 
 def _make_root(tx: Transaction) -> Seq:
     now, actor = tx.now_ns, tx.actor
+    times = (now, now, now, now)
     tx.add_inode(
-        Inode(
-            ROOT_INO,
-            tx.seq,
-            0o040755,
-            actor.uid,
-            actor.gid,
-            2,
-            0,
-            0,
-            now,
-            now,
-            now,
-            now,
-            tx.seq,
-            None,
-        )  # fmt: skip
+        Inode(ROOT_INO, tx.seq, 0o040755, actor.uid, actor.gid, 2, 0, 0, *times, tx.seq, None)
     )
     return tx.commit(Change("mkdir", ROOT_INO, Path(b""), details={"mode": 0o040755}))
 

@@ -15,11 +15,12 @@ CACHE_TIMEOUT_S = 3600.0
 BLOCK_BYTES = 4096
 
 
-def to_entry(inode: Inode, ino: int | None = None) -> pyfuse3.EntryAttributes:
+def to_entry(inode: Inode, ino: int | None = None, *, stored: int = -1) -> pyfuse3.EntryAttributes:
     """Return the attributes as the kernel takes them.
 
     Args:
         ino: The number to show, where it is not the inode's own (history).
+        stored: Bytes that are not holes; -1 for all.
     """
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode.ino if ino is None else ino
@@ -31,7 +32,7 @@ def to_entry(inode: Inode, ino: int | None = None) -> pyfuse3.EntryAttributes:
     entry.st_rdev = inode.rdev
     entry.st_size = inode.size
     entry.st_blksize = BLOCK_BYTES
-    entry.st_blocks = (inode.size + 511) >> 9
+    entry.st_blocks = ((inode.size if stored < 0 else stored) + 511) >> 9
     entry.st_atime_ns = inode.atime_ns
     entry.st_mtime_ns = inode.mtime_ns
     entry.st_ctime_ns = inode.ctime_ns
@@ -46,9 +47,7 @@ def negative_entry() -> pyfuse3.EntryAttributes:
     return entry
 
 
-def from_entry(
-    entry: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields
-) -> NewAttributes:
+def from_entry(entry: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> NewAttributes:
     """Return what a SETATTR request wants changed."""
     if fields.update_size and entry.st_size < 0:
         raise errors.InvalidArgument("negative size")

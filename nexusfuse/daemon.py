@@ -36,13 +36,14 @@ async def serve(
     """Mount a store and serve it until it is unmounted or a signal says stop.
 
     Args:
+        mountpoint: Absolute.
+        store: Absolute.
         ready: Called once the mount answers.
 
     Raises:
         EngineError: The store cannot be opened, or not mounted.
     """
     logs.configure(debug=options.debug, log_file=options.log_file)
-    mountpoint, store = mountpoint.resolve(), store.resolve()
     engine = Engine.start(store)
     operations = Operations(engine, read_only=options.read_only)
     invalidator = Invalidator(engine)

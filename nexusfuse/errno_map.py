@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
@@ -62,15 +63,15 @@ _WORTH_A_LINE = (errors.IntegrityError, errors.BackendError, errors.NoSpace)
 class Counting(Protocol):
     """Whoever serves requests counts them, for ``.nexus/status``."""
 
-    requests: dict[str, int]
+    requests: Counter[str]
 
 
 S = TypeVar("S", bound=Counting)
 
 
 def fuse_request(
-    handler: Callable[Concatenate[S, P], Awaitable[R]],
-) -> Callable[Concatenate[S, P], Awaitable[R]]:
+    handler: Callable[Concatenate[S, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
     """Make a method a FUSE request handler.
 
     An exception other than ``FUSEError`` that escapes a handler would end pyfuse3's main loop and
@@ -78,8 +79,7 @@ def fuse_request(
     """
     name = handler.__name__
 
-    @functools.wraps(handler)
-    async def request(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def request(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.requests[name] += 1
         try:
             return await handler(self, *args, **kwargs)
@@ -93,7 +93,7 @@ def fuse_request(
             log.exception("%s%s failed: a bug; the caller gets EIO", name, _numbers(args))
             raise pyfuse3.FUSEError(errno.EIO) from None
 
-    return request
+    return functools.update_wrapper(request, handler)
 
 
 def _numbers(args: tuple[Any, ...]) -> tuple[Any, ...]:

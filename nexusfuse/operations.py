@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pyfuse3
@@ -72,7 +73,11 @@ class LiveDirectory:
             up = await self._engine.getattr(await self._engine.parent_of(self._ino))
             dots = [Entry(1, b".", to_entry(here)), Entry(2, b"..", to_entry(up))][after:]
         listed = await self._engine.list_children(self._ino, after if after > 2 else 0, _BATCH)
-        return dots + [Entry(cookie, name, to_entry(inode)) for cookie, name, inode in listed]
+        stored = self._engine.stored_bytes
+        return dots + [
+            Entry(cookie, name, to_entry(inode, stored=stored(inode)))
+            for cookie, name, inode in listed
+        ]
 
 
 class Operations(pyfuse3.Operations):
@@ -100,6 +105,9 @@ class Operations(pyfuse3.Operations):
             raise read_only()
         return self._actors.resolve(ctx)
 
+    def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        return to_entry(inode, stored=self._engine.stored_bytes(inode))
+
     # -- names and attributes --
 
     @fuse_request
@@ -114,7 +122,7 @@ class Operations(pyfuse3.Operations):
             return negative_entry() if entry is None else entry
         inode = await self._engine.lookup(Ino(parent), Name(name))
         if inode is not None:
-            return to_entry(inode)
+            return self._entry(inode)
         if name == NEXUS:
             return await self.tree.node(node_number(NodeKind.NEXUS, parent)).attributes()
         if name in NAMES:
@@ -139,7 +147,7 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, ino: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         if ino & VIRTUAL:
             return await self.tree.node(ino).attributes()
-        return to_entry(await self._engine.getattr(Ino(ino)))
+        return self._entry(await self._engine.getattr(Ino(ino)))
 
     @fuse_request
     async def setattr(
@@ -158,7 +166,7 @@ class Operations(pyfuse3.Operations):
             raise read_only()
         new = from_entry(attr, fields)
         inode = await self._engine.setattr(Ino(ino), new, self._actor(ctx))
-        return to_entry(inode)
+        return self._entry(inode)
 
     @fuse_request
     async def readlink(self, ino: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -174,7 +182,7 @@ class Operations(pyfuse3.Operations):
         return True  # default_permissions: the kernel has decided
 
     @fuse_request
-    async def forget(self, inode_list: list[tuple[int, int]]) -> None:
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Nothing is kept for the kernel's references: a number says all there is to know."""
 
     # -- making and removing names --
@@ -292,15 +300,11 @@ class Operations(pyfuse3.Operations):
                 raise
             handle = await self._engine.open(existing.ino, flags, actor)
             inode = await self._engine.getattr(existing.ino)
-        info = pyfuse3.FileInfo(
-            fh=self._files.add(LiveFile(self._engine, handle)), keep_cache=True
-        )
+        info = pyfuse3.FileInfo(fh=self._files.add(LiveFile(self._engine, handle)), keep_cache=True)
         return info, to_entry(inode)
 
     @fuse_request
-    async def open(
-        self, ino: int, flags: int, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.FileInfo:
+    async def open(self, ino: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if ino & VIRTUAL:
             file, info = await self.tree.node(ino).open(flags, self._actors.resolve(ctx))
             info.fh = self._files.add(file)
@@ -309,9 +313,7 @@ class Operations(pyfuse3.Operations):
         reads = flags & os.O_ACCMODE == os.O_RDONLY
         actor = _NOBODY if reads else self._actor(ctx)
         handle = await self._engine.open(Ino(ino), flags, actor)
-        return pyfuse3.FileInfo(
-            fh=self._files.add(LiveFile(self._engine, handle)), keep_cache=True
-        )
+        return pyfuse3.FileInfo(fh=self._files.add(LiveFile(self._engine, handle)), keep_cache=True)
 
     @fuse_request
     async def read(self, fh: int, offset: int, size: int) -> bytes:

@@ -75,9 +75,9 @@ class Mount:
 
     def check(self) -> list[str]:
         """Return what fsck and verify-log have to say against the store."""
-        problems = [str(found) for found in self.json("fsck") if found.get("code")]
+        reply = json.loads(self._ctl("--json", "fsck", check=False).splitlines()[0])
         self._ctl("verify-log")
-        return problems
+        return [str(problem) for problem in reply["problems"]]
 
     def _ctl(self, *arguments: str, agent: str | None = None, check: bool = True) -> str:
         return self._run([*CTL, *arguments], agent=agent, check=check)
@@ -86,7 +86,8 @@ class Mount:
         environment = {k: v for k, v in os.environ.items() if k != "NEXUS_AGENT"}
         if agent is not None:
             environment["NEXUS_AGENT"] = agent
-        cwd = self.path if os.path.ismount(self.path) else self.path.parent
+        inside = os.path.ismount(self.path) and "umount" not in command
+        cwd = self.path if inside else self.path.parent
         done = subprocess.run(
             command,
             cwd=cwd,
@@ -99,7 +100,7 @@ class Mount:
         )
         if check and done.returncode != 0:
             pytest.fail(f"{command} exited {done.returncode}:\n{done.stdout}{done.stderr}")
-        return done.stdout + ("" if check else done.stderr)
+        return done.stdout
 
     def unexpected_log_lines(self) -> list[str]:
         lines = self.log.read_text().splitlines()
@@ -121,8 +122,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
             assert mounted.check() == []
             mounted.umount()
         assert mounted.unexpected_log_lines() == []
-        offline = mounted.ctl("--store", str(mounted.store), "--json", "fsck")
-        assert [line for line in offline.splitlines() if json.loads(line).get("code")] == []
+        mounted.ctl("--store", str(mounted.store), "fsck")  # exits 0 only when all is well
     finally:
         if os.path.ismount(mounted.path):
             subprocess.run(["fusermount3", "-uz", mounted.path], check=False, timeout=TIMEOUT_S)

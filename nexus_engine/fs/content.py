@@ -18,7 +18,7 @@ from nexus_engine.fs.files import (
     commit_session,
 )
 from nexus_engine.store import Store
-from nexus_engine.types import Actor, Digest, Extent, Ino, Inode
+from nexus_engine.types import Actor, Digest, Extent, Ino, Inode, Seq
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,7 @@ R = TypeVar("R")
 
 INLINE_BYTES = 65536
 """Up to this size hashing and compressing costs less than a thread's wake-up."""
+_STORED_MAX = 65536
 _MIB = 1024 * 1024
 
 
@@ -40,6 +41,7 @@ class Content:
         self._clock = store.clock
         self._files: dict[Ino, OpenFile] = {}
         self._dirty_bytes = 0
+        self._stored: dict[tuple[Ino, Seq], int] = {}
         self._dirty_limit = store.config.dirty_limit_mib * _MIB
         self._threads = anyio.CapacityLimiter(4)
         self.unlinked: set[Ino] = set()
@@ -95,6 +97,41 @@ class Content:
         """Another process changed the store: forget what was read from it."""
         for file in self._files.values():
             file.inode = None
+            if self._committed(file).nlink == 0:
+                self.unlinked.add(file.ino)
+
+    def _committed(self, file: OpenFile) -> Inode:
+        """Return the file's inode as the database has it, also after its removal.
+
+        What is open goes on: the content of a removed inode stays where it was.
+        """
+        if file.inode is None:
+            file.inode = self._reader.find_inode(file.ino) or self._reader.find_departed(file.ino)
+            if file.inode is None:
+                raise errors.StaleInode(f"inode {file.ino} is gone")
+        return file.inode
+
+    def set_mtime(self, ino: Ino, mtime_ns: int) -> None:
+        """A time was set; a session that outlives that (of an unlinked file) takes it over."""
+        file = self._files.get(ino)
+        if file is not None and file.session is not None:
+            file.session.mtime_ns = mtime_ns
+
+    def stored_bytes(self, inode: Inode) -> int:
+        """Return how many of a file's bytes are not holes; while it is written, about."""
+        if inode.size <= INLINE_BYTES or not inode.is_file:
+            return inode.size
+        key = (inode.ino, inode.content_seq)
+        stored = self._stored.get(key)
+        if stored is None:
+            stored = self._reader.stored_bytes(inode.ino)
+            if len(self._stored) >= _STORED_MAX:
+                self._stored.clear()
+            self._stored[key] = stored
+        file = self._files.get(inode.ino)
+        if file is not None and file.session is not None:
+            stored += file.session.dirty.bytes + sum(e.length for e in file.session.staged.all())
+        return min(stored, inode.size)
 
     def refresh_inode(self, ino: Ino) -> None:
         """The committed inode changed."""
@@ -106,11 +143,7 @@ class Content:
         """Return the bytes of a range, short at the end of the file."""
         session = file.session
         if session is None:
-            if file.inode is None:
-                file.inode = self._reader.find_inode(file.ino)
-                if file.inode is None:
-                    raise errors.StaleInode(f"inode {file.ino} is gone")
-            length = min(length, file.inode.size - offset)
+            length = min(length, self._committed(file).size - offset)
             if length <= 0:
                 return b""
             extents = self._reader.extents(file.ino, offset, length)
@@ -168,7 +201,7 @@ class Content:
             before = session.dirty.bytes
             session.truncate(size, self._clock.time_ns())
             self._dirty_bytes += session.dirty.bytes - before
-            return session.over(self._reader.get_inode(file.ino))
+            return session.over(self._committed(file))
         finally:
             file.gate.give()
 
@@ -176,7 +209,7 @@ class Content:
         return self._files.get(ino)
 
     def _begin(self, file: OpenFile, actor: Actor) -> WriteSession:
-        inode = file.inode or self._reader.get_inode(file.ino)
+        inode = self._committed(file)
         session_id = self._clock.random_bytes(8)
         file.session = WriteSession(session_id, inode, actor, self._clock.time_ns())
         return file.session
@@ -329,7 +362,7 @@ async def read_extents(store: Store, extents: list[Extent], offset: int, length:
         data = chunks.read_resident(extent.digest, at, length)
         if data is None:
             data = await anyio.to_thread.run_sync(chunks.read, extent.digest, at, length)
-        return data
+        return bytes(data) if isinstance(data, memoryview) else data
     content = bytearray(length)
     for extent in extents:
         start, stop = max(offset, extent.start), min(end, extent.end)

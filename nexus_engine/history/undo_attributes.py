@@ -59,8 +59,13 @@ def settle_attributes(
     as_of: Callable[[Seq], AsOfReader],
     *,
     force: bool,
+    compare: bool = False,
 ) -> Attributes | None:
     """Decide every attribute of an inode.
+
+    Args:
+        compare: Find out whether what others did to the content cancels out, even if no selected
+            change depends on it.
 
     Returns:
         ``None`` if no version of it counts.
@@ -76,7 +81,7 @@ def settle_attributes(
     last = versions[-1]
     content = outcome(_content_seq)
     same: dict[Seq, Seq] = {}
-    if content.others and (content.reverted or content.superseded or content.conflicts):
+    if content.others and (compare or content.reverted or content.conflicts):
         # An undo gives old content a new number: compare bytes.
         same = _same_contents(versions, as_of)
         content = outcome(lambda version: same[version.content_seq])

@@ -93,7 +93,7 @@ class InodeChanges:
         change = InodeChange(ino, before, self._linked(base, new=before is None))
         if attributes is not None:
             change = self._with_attributes(change, attributes, cut=cut)
-        if ino in self._lives.directories:
+        if ino in self._lives.directories or (before is None and base.is_dir):
             change = self._with_mtime(change)
         renamed = ino in names.lost or ino in names.gained or ino in names.changed_in
         if renamed or change.after != before or change.xattrs or change.new_content:
@@ -143,7 +143,7 @@ class InodeChanges:
         xattrs = tuple(self._xattrs(ino, attributes, may_write=may_write))
         if self._allow(ino, CONTENT, attributes, allowed=may_write):
             change = self._with_content(change, attributes, cut=cut)
-        if may_write:
+        if rights.owns(guard) or (change.new_content and may_write):
             change = self._with_times(change, attributes)
         return change._replace(xattrs=xattrs)
 

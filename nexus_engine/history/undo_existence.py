@@ -62,7 +62,7 @@ class Existence:
         outcome = self._outcome(ino, history, self._names.was_selected)
         return ino != ROOT_INO and not outcome.target and any(self._births(history))
 
-    def attributes(self, ino: Ino) -> Attributes | None:
+    def attributes(self, ino: Ino, *, compare: bool = False) -> Attributes | None:
         """Decide what becomes of an inode's attributes, should it live."""
         history = self._lives.of[ino]
         detours = history.detours(lambda seq: self._names.is_active(seq, ino))
@@ -72,6 +72,7 @@ class Existence:
             self._selected.__contains__,
             self._as_of,
             force=self._names.force,
+            compare=compare,
         )
 
     def death(self, ino: Ino) -> Cause:
@@ -101,7 +102,7 @@ class Existence:
             # Undoing a link, say, after somebody removed the file's other name.
             cause = self._last_loss(ino, VANISHES)
         else:
-            attributes = None if names.force else self.attributes(ino)
+            attributes = None if names.force else self.attributes(ino, compare=True)
             others = attributes.others() if attributes is not None else []
             if not others:
                 return False

@@ -201,7 +201,7 @@ class Names:
 
     def _require_agreement(self, unit: Unit) -> None:
         """Where others took back a part of what moved together, the rest must stay too."""
-        if not unit.active or len(unit.keys) < 2:
+        if not unit.active or len(unit.keys) < 2 or not self._dirty.keys().isdisjoint(unit.keys):
             return
         outcomes = {key: self.cells[key].outcome for key in unit.keys}
         superseded = {
@@ -222,7 +222,7 @@ class Names:
         active = [unit for unit in units if unit.active]
         if not active:
             return False
-        if self.force and self.expand(cause):
+        if self.force and (self.expand(cause) or self._is_pending(cause)):
             for unit in active:
                 self._dirty.update(dict.fromkeys(unit.keys))
             return True
@@ -231,6 +231,10 @@ class Names:
             unit.blocked = cause
             self._dirty.update(dict.fromkeys(unit.keys))
         return True
+
+    def _is_pending(self, cause: Cause) -> bool:
+        unit = self.units.get((cause.seq, cause.key)) if cause.key is not None else None
+        return unit is not None and unit.active and not self._dirty.keys().isdisjoint(unit.keys)
 
     def root_cause(self, cause: Cause) -> Cause:
         """What is in the way may itself be something selected that something is in the way of."""

@@ -16,7 +16,7 @@ from nexus_engine.types import Ino, Inode, Seq
 
 
 class DirectoryTimes:
-    """Answers for every directory in ``Lives.directories``, once all names are settled."""
+    """Answers for every directory in ``Lives``, once all names are settled."""
 
     def __init__(
         self, queries: UndoQueries, names: Names, lives: Lives, selected: Collection[Seq]
@@ -42,8 +42,8 @@ class DirectoryTimes:
         Returns:
             ``None`` if the log does not know: leave it.
         """
-        first = self._lives.directories[directory]
         history = self._lives.of[directory]
+        first = self._lives.directories.get(directory, history.first)
         base = self._queries.directory_mtime(directory, Seq(first - 1))
 
         def is_selected(seq: Seq) -> bool:

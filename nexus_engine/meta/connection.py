@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import apsw
@@ -107,7 +107,7 @@ class Connection:
     def wal_bytes(self) -> int:
         """Return the size of the write-ahead log."""
         try:
-            return os.stat(self.path + "-wal").st_size
+            return Path(self.path + "-wal").stat().st_size
         except FileNotFoundError:
             return 0
 

@@ -254,7 +254,8 @@ _LIST_ASOF = (
 )
 # The newest change of a child at or before the moment, and how many children are directories.
 _CHILD_CHANGE_ASOF = (
-    "SELECT max(coalesce((SELECT max(from_seq) FROM dentry WHERE parent = ?1 AND from_seq <= ?2), 0),"
+    "SELECT max("
+    " coalesce((SELECT max(from_seq) FROM dentry WHERE parent = ?1 AND from_seq <= ?2), 0),"
     " coalesce((SELECT max(from_seq) FROM dentry_past WHERE parent = ?1 AND from_seq <= ?2), 0),"
     " coalesce((SELECT max(to_seq) FROM dentry_past WHERE parent = ?1 AND to_seq <= ?2), 0))"
 )
@@ -282,7 +283,8 @@ _EXTENTS_ASOF = (
 )
 _XATTR_ASOF = (
     "SELECT name, value FROM xattr WHERE ino = ?1 AND from_seq <= ?2"
-    " UNION ALL SELECT name, value FROM xattr_past WHERE ino = ?1 AND from_seq <= ?2 AND to_seq > ?2"
+    " UNION ALL SELECT name, value FROM xattr_past"
+    " WHERE ino = ?1 AND from_seq <= ?2 AND to_seq > ?2"
 )
 
 
@@ -357,6 +359,10 @@ class AsOfReader:
         end = start + length
         rows = self._all(_EXTENTS_ASOF, (ino, start - EXTENT_MAX_BYTES, end, start, self.seq))
         return [Extent._make(row) for row in rows]
+
+    def stored_bytes(self, ino: Ino, size: int) -> int:
+        """Return the bytes of a file that are not holes."""
+        return sum(extent.length for extent in self.extents(ino, 0, size)) if size else 0
 
     def find_xattr(self, ino: Ino, name: bytes) -> bytes | None:
         return dict(self._all(_XATTR_ASOF, (ino, self.seq))).get(name)

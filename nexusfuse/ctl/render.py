@@ -212,7 +212,8 @@ def _undo(reply: Reply) -> Iterator[Block]:
         done = "Redid" if reply["redo"] else "Undid"
         summary = f"{done} {count}: {touched}"
         if reply["seq"] is not None:
-            summary += f"; op-{reply['seq']} takes it back"
+            back = "undo" if reply["redo"] else "redo"
+            summary += f"; `{back} op-{reply['seq']}` takes it back"
     yield Line(summary + (left if conflicts else "") + ".", "bold")
 
 
@@ -271,7 +272,7 @@ def _restore(reply: Reply) -> Iterator[Block]:
         yield Line(f"... and {more:,} more")
     yield Line(
         f"Restored {shown_path(reply['path'])} as of op-{reply['as_of']}{where}:"
-        f" {_count(reply['change_count'], 'path')}; undo op-{reply['seq']} takes it back.",
+        f" {_count(reply['change_count'], 'path')}; `undo op-{reply['seq']}` takes it back.",
         "bold",
     )
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyfuse3
 import trio
@@ -13,15 +12,11 @@ import trio
 from nexus_engine import commands, errors
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Inode
-from nexusfuse.ctl import grammar
+from nexusfuse.ctl import control, grammar
 from nexusfuse.virtual.base import OpenFile, direct_file
 from nexusfuse.virtual.numbers import NodeKind
 from nexusfuse.virtual.reports import FileNode
 
-if TYPE_CHECKING:
-    from nexusfuse.virtual.tree import VirtualTree
-
-COMMAND_BYTES_MAX = 1 << 20
 REPLIES_MAX = 64
 """Users whose last reply is kept for a separate ``cat``."""
 
@@ -51,18 +46,13 @@ class ControlNode(FileNode):
 
     async def _run_json(self, text: str, actor: Actor, output: ControlFile) -> None:
         """Serve nexus-ctl: JSON lines of progress, then the reply or the error."""
-        try:
-            call: dict[str, Any] = json.loads(text)
-            request = commands.Request(verb=call["verb"], args=call.get("args", {}))
-        except (ValueError, KeyError, TypeError) as error:
-            raise errors.InvalidCommand(f"not a request: {error}") from error
+        request = control.decode_request(text)
         try:
             reply = await self._execute(request, actor, output)
         except errors.EngineError as error:
-            failure = {"type": type(error).__name__, "message": str(error)}
-            output.add(_line({"error": failure}))
+            output.add(control.encode_error(error))
             raise
-        output.add(_line({"reply": reply}))
+        output.add(control.encode_reply(reply))
 
     async def _run_text(self, text: str, actor: Actor, output: ControlFile) -> None:
         """Serve a person with ``echo`` and ``cat``."""
@@ -81,11 +71,13 @@ class ControlNode(FileNode):
 
         def progress(what: str, done: int, total: int | None) -> None:
             if output is not None:
-                line = _line({"progress": [what, done, total]})
+                line = control.encode_progress(what, done, total)
                 trio.from_thread.run_sync(output.add, line)
 
+        keep = self._engine.content
+
         def run(store: Store) -> Any:
-            return commands.execute(store, request, actor, progress)
+            return commands.execute(store, request, actor, progress, keep=keep)
 
         reply = await self._engine.in_peer(run)
         # The caller looks as soon as we answer: the kernel must have forgotten what was undone.
@@ -114,7 +106,7 @@ class ControlFile:
         self._news.set()
 
     async def write(self, offset: int, data: bytes) -> int:
-        if len(data) > COMMAND_BYTES_MAX:
+        if len(data) > control.LINE_MAX:
             raise pyfuse3.FUSEError(errno.E2BIG)
         if self._running:
             raise pyfuse3.FUSEError(errno.EBUSY)
@@ -137,8 +129,7 @@ class ControlFile:
             await self._node.run(data, self._actor, self)
         except errors.EngineError as error:
             if not self._output:
-                failure = {"type": type(error).__name__, "message": str(error)}
-                self.add(_line({"error": failure}))
+                self.add(control.encode_error(error))
         finally:
             self._running = False
             self._news.set()
@@ -166,8 +157,3 @@ class ControlFile:
 
     async def release(self) -> None:
         return
-
-
-def _line(message: dict[str, Any]) -> bytes:
-    """Return a message as a line of JSON; names that are not UTF-8 are lone surrogates in it."""
-    return json.dumps(message).encode() + b"\n"

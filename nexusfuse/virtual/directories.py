@@ -205,4 +205,3 @@ def _text(name: Name) -> str:
         return name.decode()
     except UnicodeDecodeError:
         raise pyfuse3.FUSEError(errno.EILSEQ) from None
-

@@ -34,7 +34,8 @@ class PastNode(BaseNode):
         self._view: AsOfReader = engine.as_of(seq)
 
     def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
-        return to_entry(inode, self._moments.number(self._seq, inode.ino))
+        stored = self._view.stored_bytes(inode.ino, inode.size) if inode.is_file else -1
+        return to_entry(inode, self._moments.number(self._seq, inode.ino), stored=stored)
 
     async def attributes(self) -> pyfuse3.EntryAttributes:
         return self._entry(self._view.get_inode(self._ino))
@@ -68,7 +69,7 @@ class PastNode(BaseNode):
     async def listxattr(self) -> list[bytes]:
         return self._view.xattr_names(self._ino)
 
-    def list(self, after: int) -> list[Entry]:
+    def listed(self, after: int) -> list[Entry]:
         listed = self._view.list_children(self._ino, after, _BATCH)
         return [Entry(cookie, name, self._entry(inode)) for cookie, name, inode in listed]
 
@@ -102,8 +103,8 @@ class PastDirectory:
 
     async def entries(self, after: int) -> list[Entry]:
         if after < 2:
-            return self._node.dots()[after:] + self._node.list(0)
-        return self._node.list(after if after > 2 else 0)
+            return self._node.dots()[after:] + self._node.listed(0)
+        return self._node.listed(after if after > 2 else 0)
 
 
 class PastFile(ReadOnlyFile):

@@ -114,7 +114,10 @@ class EventStream(ReadOnlyFile):
     async def read(self, offset: int, length: int) -> bytes:
         if not self._buffer:
             query = log_reader.LogQuery(
-                path=self._path, since_seq=Seq(self._cursor + 1), limit=EVENTS_BATCH, newest_first=False
+                path=self._path,
+                since_seq=Seq(self._cursor + 1),
+                limit=EVENTS_BATCH,
+                newest_first=False,
             )
             for record, undone in log_reader.entries(self._database, query):
                 self._buffer += record_line(record, undone)

@@ -30,6 +30,7 @@ from nexusfuse.virtual.numbers import (
 from nexusfuse.virtual.past import PastNode
 from nexusfuse.virtual.reports import EventsNode, LogNode, StatusNode
 
+
 class VirtualTree:
     """Everything under the ``.nexus`` names.
 

@@ -13,18 +13,14 @@ import itertools
 import os
 import shutil
 import stat as stat_bits
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from .tree import Entry, Kind, Stat, Tree, hard_link_groups, joined
 
 READ_SIZE = 1 << 20
-UNDO_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,16 +320,19 @@ class MountDriver(PathDriver):
         self,
         root: bytes,
         *,
+        ctl: Callable[..., object],
         check: Callable[[], list[str]],
         remount: Callable[[], None] | None = None,
     ) -> None:
         """Take an empty directory of a mount.
 
         Args:
+            ctl: Runs nexus-ctl with these arguments; raises where it fails.
             check: Returns the problems that fsck finds in the store.
             remount: Unmounts and mounts again at the same place.
         """
         super().__init__(root, mount_features(remountable=remount is not None))
+        self._ctl = ctl
         self._check = check
         self._remount = remount
 
@@ -362,26 +361,6 @@ class MountDriver(PathDriver):
     def finish(self) -> list[str]:
         self._close_all()
         return self._check()
-
-    def _ctl(self, *arguments: str) -> None:
-        done = subprocess.run(
-            [nexus_ctl(), *arguments],
-            cwd=self._root,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=UNDO_TIMEOUT_S,
-            check=False,
-        )
-        assert done.returncode == 0, (
-            f"nexus-ctl {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
-        )
-
-
-def nexus_ctl() -> str:
-    """Return the command of the environment that runs the tests, else of PATH."""
-    beside = Path(sys.executable).parent / "nexus-ctl"
-    return str(beside) if beside.exists() else "nexus-ctl"
 
 
 def mount_features(*, remountable: bool = False) -> Features:

@@ -69,7 +69,7 @@ def run_machine(
     for batch in effort.batches():
         try:
             _run(new_driver, batch)
-        except Exception as error:
+        except (Exception, pytest.fail.Exception) as error:
             error.add_note(f"again: {batch} pytest {shlex.quote(request.node.nodeid)}")
             raise
         gc.collect()

@@ -14,10 +14,12 @@ from .running import LONGEST_S, Effort, run_machine
 
 
 class Mount(Protocol):
-    """What is needed of the ``mount`` fixture; ``remount`` is used where it has one."""
+    """What is needed of the ``mount`` fixture."""
 
     path: Path
 
+    def ctl(self, *arguments: str) -> object: ...
+    def remount(self) -> None: ...
     def check(self) -> list[str]: ...
 
 
@@ -30,7 +32,7 @@ def test_a_mount_agrees_with_the_reference(mount: Mount, request: pytest.Fixture
         root = mount.path / f"example-{next(count)}"
         root.mkdir()
         return MountDriver(
-            os.fsencode(root), check=mount.check, remount=getattr(mount, "remount", None)
+            os.fsencode(root), ctl=mount.ctl, check=mount.check, remount=mount.remount
         )
 
     run_machine(request, new_driver, Effort.of(request, quick=20, slow=500))

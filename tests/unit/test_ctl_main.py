@@ -168,7 +168,7 @@ def test_conflicts_are_shown_with_who_and_when_and_have_an_exit_code(
     assert summary.startswith("Undid 2 operations: ")
     assert "1 conflict left alone" in summary
     assert ctl("--store", store, "tag", "list", "docs").stdout == "k=2\n"
-    assert "NothingToUndo" not in fails(ctl("--store", store, "undo", "--agent", "bob"), 1)
+    assert "conflict" in fails(ctl("--store", store, "undo", "--agent", "bob"), 1)
 
 
 def test_undo_asks_nobody_where_nobody_can_answer(store: FilePath) -> None:

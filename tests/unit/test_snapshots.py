@@ -10,6 +10,7 @@ import pytest
 from nexus_engine import errors
 from nexus_engine.history import snapshots
 from nexus_engine.oplog.reader import get_entry
+from nexus_engine.types import Seq
 from tests.unit.worlds import BOB, World
 
 
@@ -27,10 +28,9 @@ async def test_a_snapshot_names_the_state_at_its_making(world: World) -> None:
     await world.write("file", b"two")
     assert world.read("file", seq) == b"one"
     (snapshot,) = snapshots.list_all(world.database)
-    record = get_entry(world.database, world.head).record
     assert (snapshot.name, snapshot.seq) == ("first", seq)
-    made = next(r for s in range(1, record.seq) if (r := get_entry(world.database, s)).record.kind == "snapshot")  # type: ignore[arg-type]  # fmt: skip
-    assert (made.record.actor, made.record.time_ns) == (BOB, snapshot.time_ns)
+    made = get_entry(world.database, Seq(seq + 1)).record
+    assert (made.kind, made.actor, made.time_ns) == ("snapshot", BOB, snapshot.time_ns)
 
 
 async def test_a_dropped_snapshot_is_gone_and_its_moment_is_not(world: World) -> None:
