@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import TypeVar
@@ -29,7 +30,7 @@ from nexus_engine.types import NAME_MAX, Actor, FsUsage, Ino, Inode, Name, Seq
 
 R = TypeVar("R")
 
-_ACCESS_MODE = os.O_ACCMODE
+UPKEEP_INTERVAL_S = 1.0
 
 
 class Engine:
@@ -40,7 +41,6 @@ class Engine:
         self.reader = store.reader
         self.content = Content(store)
         self.tail = Tail(store.database)
-        self._synced_head = Seq(0)
 
     @classmethod
     def start(cls, path: FilePath, *, clock: Clock | None = None) -> Engine:
@@ -185,7 +185,7 @@ class Engine:
         """
         inode = self.reader.get_inode(ino)
         handle = self.content.open(inode, actor)
-        if flags & os.O_TRUNC and flags & _ACCESS_MODE != os.O_RDONLY:
+        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
             await self.content.truncate(handle.file, 0, actor)
         return handle
 
@@ -214,6 +214,7 @@ class Engine:
     # -- extended attributes --
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        attributes.check_xattr_name(name)
         value = self.reader.find_xattr(ino, name)
         if value is None:
             raise errors.NoXattr(name.decode(errors="backslashreplace"))
@@ -282,17 +283,18 @@ class Engine:
 
     async def run_upkeep(self) -> None:
         """Sync, seal long sessions and shorten the write-ahead log, for ever."""
-        interval_s = self.store.config.sync_interval_s
-        limit_ns = int(self.store.config.session_limit_s * 1e9)
+        config = self.store.config
+        limit_ns = int(config.session_limit_s * 1e9)
+        synced = (time.monotonic(), self.reader.head())
         while True:
-            await anyio.sleep(interval_s)
+            await anyio.sleep(UPKEEP_INTERVAL_S)
             await self.content.seal_all(older_than_ns=self.store.clock.time_ns() - limit_ns)
             self.content.drop_unlinked()
-            head = self.reader.head()
-            if head != self._synced_head:
+            now_s, head = time.monotonic(), self.reader.head()
+            if head != synced[1] and now_s - synced[0] >= config.sync_interval_s:
                 await self.sync()
-                self._synced_head = head
-            await anyio.to_thread.run_sync(self.store.database.checkpoint)
+                synced = (now_s, head)
+            await anyio.to_thread.run_sync(self.store.checkpoint)
             await anyio.to_thread.run_sync(self.store.chunks.seal_full)
             self.store.note_sealed_packs()
 

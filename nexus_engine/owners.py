@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 _SUFFIX = ".lock"
+LISTENER = ".listener"
+"""What the name of an owner's socket ends in."""
 _EXITING = 0x4  # PF_EXITING, proc_pid_stat(5) field 9
 _SIGKILL_BIT = 1 << 8
 DYING_LIMIT_S = 5.0
@@ -29,6 +31,7 @@ class OwnerLock:
 
     def release(self) -> None:
         """Let go; nothing of this owner needs to be taken over any more."""
+        self._path.with_suffix(LISTENER).unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
         os.close(self._fd)
 

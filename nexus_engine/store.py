@@ -176,6 +176,12 @@ class Store:
         self.chunks.sync()
         self.database.sync()
 
+    def checkpoint(self) -> None:
+        """Shorten the write-ahead log if it has grown; that makes what is in it durable."""
+        if self.database.needs_checkpoint():
+            self.chunks.sync()  # never a durable name for a chunk that is not
+            self.database.checkpoint()
+
     def note_sealed_packs(self) -> None:
         """Enter into the database which of our packs are complete."""
         sealed = [pack for pack in self.chunks.packs_written() if pack.sealed]

@@ -22,7 +22,7 @@ from nexusfuse.actors import ActorResolver
 from nexusfuse.attributes import from_entry, negative_entry, read_only, to_entry
 from nexusfuse.errno_map import fuse_request
 from nexusfuse.handles import HandleTable
-from nexusfuse.virtual.base import Entry, OpenDirectory, OpenFile
+from nexusfuse.virtual.base import Entry, OpenDirectory, OpenFile, volatile
 from nexusfuse.virtual.numbers import NAMES, VIRTUAL, NodeKind, node_number
 from nexusfuse.virtual.reports import EventStream
 from nexusfuse.virtual.tree import VirtualTree
@@ -124,7 +124,9 @@ class Operations(pyfuse3.Operations):
         if inode is not None:
             return self._entry(inode)
         if name == NEXUS:
-            return await self.tree.node(node_number(NodeKind.NEXUS, parent)).attributes()
+            number = node_number(NodeKind.NEXUS, parent)
+            # Asked for each time: it turns real when something is put into it.
+            return volatile(await self.tree.node(number).attributes())
         if name in NAMES:
             return await self._lookup_beside_real(Ino(parent), name)
         return negative_entry()
@@ -133,8 +135,9 @@ class Operations(pyfuse3.Operations):
         """Find a virtual name in a real directory called ``.nexus``."""
         dentries = self._engine.reader.dentries_of(parent)
         if not dentries or dentries[0].name != NEXUS:
-            return negative_entry()
-        return await self.tree.node(node_number(NAMES[name], dentries[0].parent)).attributes()
+            return volatile(negative_entry())  # the directory may be renamed to .nexus
+        number = node_number(NAMES[name], dentries[0].parent)
+        return volatile(await self.tree.node(number).attributes())
 
     async def _dot(self, ino: int, name: bytes) -> pyfuse3.EntryAttributes:
         """Resolve what only a file handle from another time asks for."""
@@ -159,10 +162,8 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         if ino & VIRTUAL:
-            entry = await self.tree.node(ino).attributes()
-            # `echo … > control` truncates before it writes.
-            if stat.S_ISREG(entry.st_mode) and entry.st_mode & 0o222:
-                return entry
+            if self.tree.is_control(ino) and fields.update_size:
+                return await self.tree.node(ino).attributes()  # `echo … > control` truncates
             raise read_only()
         new = from_entry(attr, fields)
         inode = await self._engine.setattr(Ino(ino), new, self._actor(ctx))
@@ -208,7 +209,6 @@ class Operations(pyfuse3.Operations):
         if existing is None:
             mode = (await self._engine.getattr(directory)).mode
             existing = await self._engine.make(directory, NEXUS, mode, actor)
-            pyfuse3.invalidate_entry_async(directory, NEXUS, ignore_enoent=True)
         return existing.ino
 
     def _nexus_directory(self, number: int) -> Ino:

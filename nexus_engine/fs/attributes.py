@@ -67,8 +67,7 @@ def set_xattr(tx: Transaction, ino: Ino, name: bytes, value: bytes, flags: int =
 
     Source: setxattr(2), xattr(7).
     """
-    if not name or len(name) > NAME_MAX:
-        raise errors.NameTooLong(f"attribute name of {len(name)} bytes")
+    check_xattr_name(name)
     if len(value) > XATTR_VALUE_MAX:
         raise errors.XattrTooBig(f"attribute of {len(value)} bytes; at most {XATTR_VALUE_MAX}")
     inode = tx.get_inode(ino)
@@ -87,12 +86,23 @@ def remove_xattr(tx: Transaction, ino: Ino, name: bytes) -> None:
 
     Source: removexattr(2).
     """
+    check_xattr_name(name)
     inode = tx.get_inode(ino)
     if tx.find_xattr(ino, name) is None:
         raise errors.NoXattr(name.decode(errors="backslashreplace"))
     tx.remove_xattr(ino, name)
     _touch(tx, inode)
     tx.commit(_xattr_change("removexattr", tx, ino, name, None))
+
+
+def check_xattr_name(name: bytes) -> None:
+    """Refuse what cannot name an attribute."""
+    if not name or len(name) > NAME_MAX:
+        raise errors.NameTooLong(f"attribute name of {len(name)} bytes")
+    if name.startswith(b"system."):
+        # POSIX ACLs: a value that is stored but enforced by nobody would be a lie, and programs
+        # that are told so fall back to permission bits.
+        raise errors.NotSupported(name.decode(errors="backslashreplace"))
 
 
 def _touch(tx: Transaction, inode: Inode) -> None:

@@ -99,6 +99,8 @@ class Content:
             file.inode = None
             if self._committed(file).nlink == 0:
                 self.unlinked.add(file.ino)
+            else:
+                self.unlinked.discard(file.ino)  # an undo brought it back
 
     def _committed(self, file: OpenFile) -> Inode:
         """Return the file's inode as the database has it, also after its removal.

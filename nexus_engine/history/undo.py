@@ -71,16 +71,18 @@ def apply_undo(
 def require_something(plan: UndoPlan) -> None:
     """Refuse a plan that does nothing.
 
-    An operation of which nothing is left to undo counts as undone, so that the next one gets its
-    turn.
+    An operation that changed nothing counts as undone, so that the next one gets its turn.
 
     Raises:
         NothingToUndo: No operations, or everything is in conflict.
     """
     if not plan.operations:
         raise errors.NothingToUndo("no operation matches")
-    if not plan.reverted and not plan.items:
+    if plan.reverted or plan.items:
+        return
+    if plan.conflicts:
         raise errors.NothingToUndo(
             f"all of it is in conflict with later changes ({len(plan.conflicts)});"
             " force would undo those too"
         )
+    raise errors.NothingToUndo("nothing is left of it: others took it back already")

@@ -28,9 +28,9 @@ class Attributes(NamedTuple):
     content: Outcome[Seq]
     content_from: Inode | None
     """The version whose content comes back, if it differs from the last."""
-    mtime: Outcome[int]
+    mtime_ns: int
     """Not for directories, whose entries have a say."""
-    atime: Outcome[int]
+    atime_ns: int
     xattrs: dict[bytes, Outcome[bytes | None]]
 
     def outcomes(self) -> Iterator[tuple[str, Outcome[Any]]]:
@@ -56,6 +56,8 @@ def settle_attributes(
     history: History,
     detours: list[tuple[Seq, Seq]],
     is_selected: Callable[[Seq], bool],
+    is_without: Callable[[Seq], bool],
+    before: Callable[[Inode], Iterator[Inode]],
     as_of: Callable[[Seq], AsOfReader],
     *,
     force: bool,
@@ -64,6 +66,8 @@ def settle_attributes(
     """Decide every attribute of an inode.
 
     Args:
+        is_without: Whether an operation is selected or undone already.
+        before: Yields the versions before one, newest first.
         compare: Find out whether what others did to the content cancels out, even if no selected
             change depends on it.
 
@@ -75,8 +79,16 @@ def settle_attributes(
         return None
     decide = settle_by_force if force else settle
 
-    def outcome(value: Callable[[Inode], V]) -> Outcome[V]:
+    def outcome(
+        value: Callable[[Inode], V], is_selected: Callable[[Seq], bool] = is_selected
+    ) -> Outcome[V]:
         return decide(value(versions[0]), _steps(versions, value), is_selected)
+
+    def time(value: Callable[[Inode], int]) -> int:
+        settled = outcome(value, is_without)
+        if settled.target_seq != BASE or not settled.reverted:
+            return settled.target
+        return _time_without(versions[0], before(versions[0]), value, is_without)
 
     last = versions[-1]
     content = outcome(_content_seq)
@@ -86,11 +98,11 @@ def settle_attributes(
         same = _same_contents(versions, as_of)
         content = outcome(lambda version: same[version.content_seq])
     xattrs: dict[bytes, Outcome[bytes | None]] = {}
-    for name, (before, steps) in history.xattrs.items():
+    for name, (base, steps) in history.xattrs.items():
         kept = [
             step for step in steps if not any(born <= step[0] <= died for born, died in detours)
         ]
-        xattrs[name] = decide(before, kept, is_selected)
+        xattrs[name] = decide(base, kept, is_selected)
     return Attributes(
         last=last,
         mode=outcome(lambda version: version.mode),
@@ -101,10 +113,25 @@ def settle_attributes(
             if content.target != same.get(last.content_seq, last.content_seq)
             else None
         ),
-        mtime=outcome(lambda version: version.mtime_ns),
-        atime=outcome(lambda version: version.atime_ns),
+        mtime_ns=time(lambda version: version.mtime_ns),
+        atime_ns=time(lambda version: version.atime_ns),
         xattrs=xattrs,
     )
+
+
+def _time_without(
+    first: Inode,
+    earlier: Iterator[Inode],
+    value: Callable[[Inode], int],
+    is_without: Callable[[Seq], bool],
+) -> int:
+    """Return a time from before the first change, but for what was undone since."""
+    oldest = first
+    for version in earlier:
+        if value(version) != value(oldest) and not is_without(oldest.from_seq):
+            break
+        oldest = version
+    return value(oldest)
 
 
 def _content_seq(version: Inode) -> Seq:

@@ -48,6 +48,8 @@ def settle(
         base: The value before the first change.
         changes: (operation, value after it), in the order of the log.
     """
+    if not changes:
+        return Outcome(base, BASE, [], {}, {}, [])
     stack = _without_detours(base, changes, is_selected)
     reverted: list[Seq] = []
     superseded: dict[Seq, Seq] = {}

@@ -55,6 +55,10 @@ class InodeChanges:
     ) -> None:
         self.changes: list[InodeChange] = []
         self.refused: list[Refused] = []
+        self.reverted: set[Seq] = set()
+        """Operations of which something goes."""
+        self.superseded: set[Seq] = set()
+        """Operations of which something was taken back by others."""
         self._queries = queries
         self._names = names
         self._lives = lives
@@ -101,10 +105,13 @@ class InodeChanges:
         return None
 
     def _refuse_gone(self, ino: Ino) -> None:
-        if ino not in self._lives.attributes or self._existence.is_own(ino):
+        if ino not in self._lives.attributes:
             return
         attributes = self._existence.attributes(ino)
         if attributes is None:
+            return
+        if self._existence.is_own(ino):
+            self.superseded.update(seq for _, seq in attributes.selected())
             return
         cause = self._names.root_cause(self._existence.death(ino))
         self.refused += [Refused(ino, what, seq, cause) for what, seq in attributes.selected()]
@@ -164,9 +171,9 @@ class InodeChanges:
     def _with_times(self, change: InodeChange, attributes: Attributes) -> InodeChange:
         after = change.after
         assert after is not None
-        after = after._replace(atime_ns=attributes.atime.target)
+        after = after._replace(atime_ns=attributes.atime_ns)
         if not after.is_dir:
-            after = after._replace(mtime_ns=attributes.mtime.target)
+            after = after._replace(mtime_ns=attributes.mtime_ns)
         return change._replace(after=after)
 
     def _xattrs(
@@ -196,7 +203,9 @@ class InodeChanges:
         outcome = dict(attributes.outcomes())[what]
         for seq, by in outcome.conflicts.items():
             self.refused.append(Refused(ino, what, seq, Cause(LATER, by)))
+        self.superseded.update(outcome.superseded)
         if allowed or not outcome.reverted:
+            self.reverted.update(outcome.reverted)
             return True
         for seq in outcome.reverted:
             self.refused.append(Refused(ino, what, seq, Cause(REFUSED)))

@@ -70,6 +70,8 @@ class Existence:
             history,
             detours,
             self._selected.__contains__,
+            self._lives.is_without,
+            self._queries.iter_versions_before,
             self._as_of,
             force=self._names.force,
             compare=compare,

@@ -91,10 +91,25 @@ class Lives:
         self._seen: set[Unit] = set()
         self._firsts: dict[Ino, Seq] = {}
         self._unread: set[Ino] = set()
+        self._selected = {operation.seq for operation in operations}
+        self._without: dict[Seq, bool] = {}
         for seq, inos in queries.inodes_changed(operations).items():
             for ino in inos:
                 self.attributes.add(ino)
                 self._want(ino, seq)
+
+    def is_without(self, seq: Seq) -> bool:
+        """Tell whether an operation counts as not having happened: now, or by an earlier undo.
+
+        Times ask this: a later change hides them from the undo of an earlier one, so that they
+        can only go back once both are undone.
+        """
+        known = self._without.get(seq)
+        if known is None:
+            reversal = self._queries.last_reversal(seq)
+            undone = reversal is not None and not self.is_without(reversal)
+            known = self._without[seq] = seq in self._selected or undone
+        return known
 
     def load(self) -> None:
         """Take in what the names concern that was selected since the last call."""

@@ -39,7 +39,8 @@ class Cell:
     first: Seq
     base: Ino
     changes: list[tuple[Seq, Ino]]
-    before: dict[Seq, Ino] = field(default_factory=dict)
+    steps: dict[Seq, tuple[Ino, Ino]] = field(default_factory=dict)
+    """(before, after) of each change."""
     outcome: Outcome[Ino] | None = None
 
     @property
@@ -119,7 +120,7 @@ class Names:
                     firsts[key] = min(seq, firsts.get(key, seq))
         self._load(firsts)
         for seq, of_seq in keys.items():
-            changed = [key for key in sorted(of_seq) if seq in self.cells[key].before]
+            changed = [key for key in sorted(of_seq) if seq in self.cells[key].steps]
             for together in self._components(seq, changed):
                 self._add_unit(seq, together)
 
@@ -146,7 +147,7 @@ class Names:
         lost: dict[Ino, list[Key]] = {}
         gained: dict[Ino, list[Key]] = {}
         for key in keys:
-            before, after = self._step(seq, key)
+            before, after = self.cells[key].steps[seq]
             lost.setdefault(before, []).append(key)
             gained.setdefault(after, []).append(key)
         for ino in lost.keys() & gained.keys() - {NO_INO}:
@@ -158,15 +159,10 @@ class Names:
             groups.setdefault(find(key), []).append(key)
         return list(groups.values())
 
-    def _step(self, seq: Seq, key: Key) -> tuple[Ino, Ino]:
-        cell = self.cells[key]
-        after = next(ino for at, ino in cell.changes if at == seq)
-        return cell.before[seq], after
-
     def _add_unit(self, seq: Seq, keys: list[Key]) -> None:
         if (seq, keys[0]) in self.units:
             return
-        inos = {ino for key in keys for ino in self._step(seq, key)} - {NO_INO}
+        inos = {ino for key in keys for ino in self.cells[key].steps[seq]} - {NO_INO}
         unit = Unit(seq, keys, inos, selected=False)
         for key in keys:
             self.units[seq, key] = unit
@@ -293,7 +289,8 @@ class Names:
             self.kinds[row.ino] = row.kind
 
     def names_now(self, ino: Ino) -> list[NameRow]:
-        self.prefetch((ino,))
+        if ino not in self._now:
+            self.prefetch((ino,))
         return self._now[ino]
 
     def names_after(self, ino: Ino) -> list[Key]:
@@ -335,7 +332,7 @@ def _cell(first: Seq, rows: list[NameRow]) -> Cell:
     value = base
     for seq in sorted(after):
         if after[seq] != value:
-            cell.before[seq] = value
+            cell.steps[seq] = (value, after[seq])
             value = after[seq]
             cell.changes.append((seq, value))
     return cell

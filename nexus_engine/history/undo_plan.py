@@ -168,7 +168,7 @@ class _Planning:
             ):
                 continue
             break
-        times = DirectoryTimes(self._queries, names, self._lives, self._operations)
+        times = DirectoryTimes(self._queries, names, self._lives)
         work = InodeChanges(
             self._queries, names, self._lives, existence, times, self._rights, self._reader
         )
@@ -178,7 +178,7 @@ class _Planning:
         return UndoPlan(
             head=self._head,
             operations=sorted(self._operations),
-            reverted=self._reverted(conflicts),
+            reverted=self._reverted(conflicts, work),
             items=sorted(self._items(paths, work.changes), key=_place),
             conflicts=conflicts,
             names=names.changed,
@@ -245,6 +245,8 @@ class _Planning:
                 path, ino = self._subject(paths, unit)
                 found.setdefault((unit.seq, ino, "name"), (path, unit.blocked))
         for ino, what, seq, cause in refused:
+            if seq not in self._operations:
+                continue  # force would have taken it in
             alive = self._names.is_alive_now(ino)
             recorded = self._operations[seq].path if not alive else Path(b"")
             found.setdefault((seq, ino, what), (recorded or paths.of_inode(ino), cause))
@@ -263,14 +265,22 @@ class _Planning:
             return operation.path2 or operation.path, operation.ino
         return paths.now(unit.keys[0]), min(unit.inos)
 
-    def _reverted(self, conflicts: list[Conflict]) -> list[Seq]:
-        conflicting = {conflict.seq for conflict in conflicts}
+    def _reverted(self, conflicts: list[Conflict], work: InodeChanges) -> list[Seq]:
+        """Return what counts as undone from now on.
+
+        What changed nothing does. What others took back does not: should that be undone, it is
+        there again.
+        """
+        outcomes = [cell.settled for cell in self._names.cells.values()]
+        reverted = work.reverted.union(*(outcome.reverted for outcome in outcomes))
+        superseded = work.superseded.union(*(outcome.superseded for outcome in outcomes))
+        remaining = {conflict.seq for conflict in conflicts} | (superseded - reverted)
         standing = {unit.seq for unit in self._names.units.values() if not unit.active}
         forced = self._names.expansions - standing
         kinds = {o.seq: o.kind for o in self._queries.operations(sorted(forced))}
         # Of an undo, names are only a part.
         forced = {seq for seq in forced if kinds[seq] not in ("undo", "restore", "recover")}
-        return sorted((self._operations.keys() - conflicting) | forced)
+        return sorted((self._operations.keys() - remaining) | forced)
 
 
 def _differences(before: Inode, after: Inode) -> Iterator[str]:

@@ -6,7 +6,7 @@ selected operations not happened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from nexus_engine.history.undo_cells import settle
 from nexus_engine.history.undo_lives import Lives
@@ -18,13 +18,10 @@ from nexus_engine.types import Ino, Inode, Seq
 class DirectoryTimes:
     """Answers for every directory in ``Lives``, once all names are settled."""
 
-    def __init__(
-        self, queries: UndoQueries, names: Names, lives: Lives, selected: Collection[Seq]
-    ) -> None:
+    def __init__(self, queries: UndoQueries, names: Names, lives: Lives) -> None:
         self._queries = queries
         self._names = names
         self._lives = lives
-        self._selected = frozenset(selected)
         self._undone: dict[tuple[Seq, Ino], bool] = {}
         """Whether all that an operation did to the entries of a directory is undone."""
         for unit in names.units.values():
@@ -44,10 +41,11 @@ class DirectoryTimes:
         """
         history = self._lives.of[directory]
         first = self._lives.directories.get(directory, history.first)
-        base = self._queries.directory_mtime(directory, Seq(first - 1))
+        base = self._base(directory, first)
 
         def is_selected(seq: Seq) -> bool:
-            return self._undone.get((seq, directory), seq in self._selected)
+            known = self._undone.get((seq, directory))
+            return self._lives.is_without(seq) if known is None else known
 
         explicit = any(version.inode.from_seq >= first for version in history.versions)
         if now is not None and base is not None and not explicit:
@@ -55,6 +53,16 @@ class DirectoryTimes:
             changes = self._queries.iter_child_changes_back(directory, first)
             return next((time for seq, time in changes if not is_selected(seq)), base)
         return self._mtime_of_many(directory, first, base, is_selected)
+
+    def _base(self, directory: Ino, first: Seq) -> int | None:
+        """Return the mtime from before ``first``, but for what was undone since."""
+        found = self._queries.directory_mtime(directory, Seq(first - 1))
+        while found is not None and self._lives.is_without(found[1]):
+            earlier = self._queries.directory_mtime(directory, Seq(found[1] - 1))
+            if earlier is None:
+                break
+            found = earlier
+        return None if found is None else found[0]
 
     def _mtime_of_many(
         self, directory: Ino, first: Seq, base: int | None, is_selected: Callable[[Seq], bool]

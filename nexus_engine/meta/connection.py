@@ -12,6 +12,8 @@ from nexus_engine import errors
 from nexus_engine.meta import schema
 
 DATABASE_NAME = "meta.db"
+RESTART_WAIT_MS = 2000
+"""How long a checkpoint waits for a gap between writers."""
 
 _LEAVES: tuple[tuple[type[apsw.Error], type[errors.EngineError], str], ...] = (
     (apsw.BusyError, errors.StoreBusy, "another process is writing to the store; try again"),
@@ -112,10 +114,17 @@ class Connection:
             return 0
 
     def checkpoint(self, *, restart: bool = False) -> None:
-        """Copy the write-ahead log into the database. Syncs: never call it in the event loop."""
-        mode = apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE
+        """Copy the write-ahead log into the database. Syncs: never call it in the event loop.
+
+        Args:
+            restart: Have the log begin anew as well. Writers wait while the last bit is copied,
+                so most of it is copied before.
+        """
         try:
-            self._db.wal_checkpoint(mode=mode)
+            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if restart:
+                self._db.set_busy_timeout(RESTART_WAIT_MS)
+                self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except apsw.BusyError:
             return  # a reader or writer is in the way; the next round gets it
         except apsw.Error as error:

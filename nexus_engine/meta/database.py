@@ -18,8 +18,9 @@ R = TypeVar("R")
 
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 """Past this size the write-ahead log is copied back, by a thread."""
-RESTART_BYTES = 8 * CHECKPOINT_BYTES
-"""Past this size writers wait a moment so that the log can start over."""
+RESTART_BYTES = 4 * CHECKPOINT_BYTES
+"""Past this size writers wait a moment so that the log can begin anew: under a steady load it
+would never find the gap by itself, and reading through a long log is slow."""
 
 
 class Database:
@@ -128,11 +129,12 @@ class Database:
                 self._wal_fd = os.open(path, os.O_RDONLY)
             os.fsync(self._wal_fd)
 
+    def needs_checkpoint(self) -> bool:
+        return self.connection.wal_bytes() >= CHECKPOINT_BYTES
+
     def checkpoint(self) -> None:
-        """Move the write-ahead log into the database if it has grown. Blocks on the disk."""
+        """Move the write-ahead log into the database. Blocks on the disk."""
         size = self.connection.wal_bytes()
-        if size < CHECKPOINT_BYTES:
-            return
         with self._sync_lock:
             if self._checkpointer is None:
                 self._checkpointer = Connection(self.connection.path)

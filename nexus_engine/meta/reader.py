@@ -99,6 +99,13 @@ class Reader:
         row = self._one(_LAST_GONE, (ino,))
         return None if row is None else Inode._make(row)
 
+    def first_seq(self, ino: Ino) -> Seq | None:
+        """Return the operation that made an inode, or ``None`` for one that never was."""
+        row = self._one(
+            "SELECT from_seq FROM inode_past WHERE ino = ? ORDER BY to_seq LIMIT 1", (ino,)
+        ) or self._one("SELECT from_seq FROM inode WHERE ino = ?", (ino,))
+        return None if row is None else row[0]
+
     def find_child(self, parent: Ino, name: Name) -> Inode | None:
         row = self._one(_FIND_CHILD, (parent, name_hash(name), name))
         return None if row is None else Inode._make(row)
@@ -264,6 +271,11 @@ _SUBDIRECTORIES_ASOF = (
     " + (SELECT count(*) FROM dentry_past WHERE parent = ?1 AND kind = 16384 AND from_seq <= ?2"
     "    AND to_seq > ?2)"
 )
+_EXTENTS_ONLY_CURRENT = (
+    "SELECT start, length, digest, chunk_offset FROM extent"
+    " WHERE ino = ?1 AND start > ?2 AND start < ?3 AND start + length > ?4 AND from_seq <= ?5"
+    " ORDER BY start"
+)
 # For one start the past intervals are disjoint: of those that end after the moment, the first is
 # the only candidate. Starts are found by hopping through the index, not by reading every version.
 _EXTENTS_ASOF = (
@@ -274,8 +286,8 @@ _EXTENTS_ASOF = (
     " FROM hop WHERE hop.start IS NOT NULL)"
     " SELECT start, length, digest, chunk_offset FROM extent"
     "  WHERE ino = ?1 AND start > ?2 AND start < ?3 AND start + length > ?4 AND from_seq <= ?5"
-    " UNION ALL SELECT p.start, p.length, p.digest, p.chunk_offset FROM hop JOIN extent_past p"
-    "  ON p.ino = ?1 AND p.start = hop.start AND p.to_seq ="
+    " UNION ALL SELECT p.start, p.length, p.digest, p.chunk_offset"
+    "  FROM hop CROSS JOIN extent_past p ON p.ino = ?1 AND p.start = hop.start AND p.to_seq ="
     "   (SELECT min(q.to_seq) FROM extent_past q"
     "    WHERE q.ino = ?1 AND q.start = hop.start AND q.to_seq > ?5)"
     "  WHERE p.from_seq <= ?5 AND p.start + p.length > ?4"
@@ -357,7 +369,11 @@ class AsOfReader:
     def extents(self, ino: Ino, start: int, length: int) -> list[Extent]:
         """Return the extents overlapping a byte range, as ``Reader.extents`` does."""
         end = start + length
-        rows = self._all(_EXTENTS_ASOF, (ino, start - EXTENT_MAX_BYTES, end, start, self.seq))
+        if self._one("SELECT 1 FROM extent_past WHERE ino = ? LIMIT 1", (ino,)) is None:
+            sql = _EXTENTS_ONLY_CURRENT  # most files were written once
+        else:
+            sql = _EXTENTS_ASOF
+        rows = self._all(sql, (ino, start - EXTENT_MAX_BYTES, end, start, self.seq))
         return [Extent._make(row) for row in rows]
 
     def stored_bytes(self, ino: Ino, size: int) -> int:

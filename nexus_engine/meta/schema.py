@@ -65,6 +65,8 @@ CREATE TABLE dentry (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX dentry_ino ON dentry (ino);
 CREATE INDEX dentry_from ON dentry (parent, from_seq);
+-- A directory's link count as of a moment is the number of directories in it then.
+CREATE INDEX dentry_directory ON dentry (parent, from_seq) WHERE kind = 16384;
 
 CREATE TABLE dentry_past (
     parent INTEGER NOT NULL,
@@ -79,6 +81,7 @@ CREATE TABLE dentry_past (
 CREATE INDEX dentry_past_ino ON dentry_past (ino);
 CREATE INDEX dentry_past_from ON dentry_past (parent, from_seq);
 CREATE INDEX dentry_past_to ON dentry_past (parent, to_seq);
+CREATE INDEX dentry_past_directory ON dentry_past (parent, to_seq) WHERE kind = 16384;
 
 -- Extents and xattrs of an inode that is gone stay here: the inode's own row says when it lived,
 -- removing it costs the same for a large file as for a small one, and so does bringing it back.

@@ -248,8 +248,12 @@ class UndoQueries:
         for row in self._connection.iterate(sql, (directory, first)):
             yield row[0], row[1]
 
-    def directory_mtime(self, directory: Ino, seq: Seq) -> int | None:
-        """Return a directory's mtime after an operation, ``None`` if it did not exist."""
+    def directory_mtime(self, directory: Ino, seq: Seq) -> tuple[int, Seq] | None:
+        """Return a directory's mtime after an operation, and which operation set it.
+
+        Returns:
+            ``None`` if it did not exist.
+        """
         version = self._one(_MTIME_ASOF, (directory, seq))
         if version is None:
             return None
@@ -257,8 +261,17 @@ class UndoQueries:
         if changed > version[0]:
             row = self._one("SELECT time_ns FROM oplog WHERE seq = ?", (changed,))
             if row is not None:
-                return int(row[0])
-        return int(version[1])
+                return row[0], changed
+        return version[1], version[0]
+
+    def iter_versions_before(self, inode: Inode) -> Iterator[Inode]:
+        """Yield the versions before one, newest first, reading no more than is taken."""
+        sql = (
+            f"SELECT {_VERSION} FROM inode_past i WHERE ino = ? AND to_seq <= ?"
+            " ORDER BY to_seq DESC"
+        )
+        for row in self._connection.iterate(sql, (inode.ino, inode.from_seq)):
+            yield Inode._make(row)
 
     def reversed_by(self, seq: Seq) -> list[Seq]:
         """Return the operations that an undo reversed."""
@@ -268,6 +281,11 @@ class UndoQueries:
                 "SELECT target FROM reversal WHERE by_seq = ? ORDER BY target", (seq,)
             )
         ]
+
+    def last_reversal(self, seq: Seq) -> Seq | None:
+        """Return the newest undo of an operation."""
+        row = self._one("SELECT max(by_seq) FROM reversal WHERE target = ?", (seq,))
+        return None if row is None else row[0]
 
     def kind_of(self, seq: Seq) -> str | None:
         row = self._one("SELECT kind FROM oplog WHERE seq = ?", (seq,))

@@ -16,11 +16,11 @@ from types import TracebackType
 
 import anyio
 
+from nexus_engine.owners import LISTENER
 from nexus_engine.store import Store
 
 ANNOUNCE_LIMIT_S = 2.0
 _CHANGED, _SEEN = b"changed", b"seen"
-_LISTENER = ".listener"
 
 
 class _Directory:
@@ -52,7 +52,7 @@ class PeerSocket:
 
     def __init__(self, store: Store) -> None:
         self._directory = _Directory(store)
-        self._name = f"{os.getpid()}{_LISTENER}"
+        self._name = store.owner + LISTENER
         self._socket = self._directory.bind(self._name)
         self._waiting: list[str] = []
 
@@ -95,7 +95,7 @@ def announce(store: Store) -> bool:
     sender = directory.bind(own)
     try:
         asked = 0
-        for path in directory.path.glob(f"*{_LISTENER}"):
+        for path in directory.path.glob(f"*{LISTENER}"):
             try:
                 sender.sendto(_CHANGED, directory.address(path.name))
                 asked += 1

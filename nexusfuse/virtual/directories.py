@@ -65,6 +65,21 @@ class DirectoryNode(BaseNode):
         return None if inode is None else to_entry(inode, self._tree.moments.number(seq, ino))
 
 
+    def _moments(self, named: list[tuple[bytes, Seq]]) -> Listing:
+        """List moments at which the directory existed.
+
+        The attributes are today's: the kernel is told to ask again, and working out those of
+        two hundred moments would make a mere ``ls`` slow.
+        """
+        inode = self._inode()
+        first = self._engine.reader.first_seq(self._directory) or 0
+        return [
+            (name, volatile(to_entry(inode, self._tree.moments.number(seq, self._directory))))
+            for name, seq in named
+            if seq >= first
+        ]
+
+
 class NexusNode(DirectoryNode):
     """``.nexus`` where no real directory has the name."""
 
@@ -110,13 +125,11 @@ class HistoryNode(DirectoryNode):
         names += history_moments.latest_moments(
             self._database, self._directory, LATEST_MOMENTS, now_ns
         )
-        listing: Listing = []
+        listing: list[tuple[bytes, Seq]] = []
         for name in dict.fromkeys(names):
             seq = history_moments.resolve_moment(self._database, name, now_ns)
-            entry = self._past(seq, self._directory)
-            if entry is not None:
-                listing.append((name.encode(), volatile(entry)))
-        return listing
+            listing.append((name.encode(), seq))
+        return self._moments(listing)
 
 
 class VersionsNode(DirectoryNode):
@@ -182,12 +195,9 @@ class SnapshotsNode(DirectoryNode):
         return volatile(negative_entry())
 
     async def _list(self) -> Listing:
-        listing: Listing = []
-        for snapshot in snapshots.list_all(self._database):
-            entry = self._past(snapshot.seq, self._directory)
-            if entry is not None:
-                listing.append((snapshot.name.encode(), volatile(entry)))
-        return listing
+        return self._moments(
+            [(s.name.encode(), s.seq) for s in snapshots.list_all(self._database)]
+        )
 
     async def mkdir(self, name: Name, actor: Actor) -> pyfuse3.EntryAttributes:
         await self._engine.settle()

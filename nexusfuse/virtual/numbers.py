@@ -53,6 +53,10 @@ def is_past(number: int) -> bool:
     return number & (VIRTUAL | _KIND) == VIRTUAL | _PAST
 
 
+def is_node(number: int) -> bool:
+    return number & (VIRTUAL | _KIND) == VIRTUAL | _NODE
+
+
 def is_named(number: int) -> bool:
     return number & (VIRTUAL | _KIND) == VIRTUAL | _NAMED
 

@@ -24,6 +24,7 @@ from nexusfuse.virtual.numbers import (
     Names,
     NodeKind,
     is_named,
+    is_node,
     is_past,
     split_node,
 )
@@ -65,9 +66,12 @@ class VirtualTree:
         kind, directory = split_node(number)
         return _NODES[kind](self, directory)
 
+    def is_control(self, number: int) -> bool:
+        return is_node(number) and split_node(number)[0] is NodeKind.CONTROL
+
     def nexus_of(self, number: int) -> Ino | None:
         """Return the directory whose virtual ``.nexus`` a number is, or ``None``."""
-        if is_past(number) or is_named(number):
+        if not is_node(number):
             return None
         kind, directory = split_node(number)
         return directory if kind is NodeKind.NEXUS else None

@@ -2,7 +2,8 @@
 
 Quick runs are the same every time. ``--slow`` draws a seed and runs thousands
 of steps. These environment variables override both: ``NEXUS_MODEL_SEED``,
-``NEXUS_MODEL_EXAMPLES``, ``NEXUS_MODEL_STEPS``.
+``NEXUS_MODEL_EXAMPLES``, ``NEXUS_MODEL_STEPS``. ``NEXUS_MODEL_SHRINK=0`` reports
+the first failure as it is: on a mount, making it small takes minutes.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ def _run(new_driver: Callable[[], Driver], effort: Effort) -> None:
     machine = machine_for(new_driver)
     if effort.seed is not None:
         seed(effort.seed)(machine)
+    phases = [Phase.generate]
+    if os.environ.get("NEXUS_MODEL_SHRINK", "1") != "0":
+        phases.append(Phase.shrink)
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -88,7 +92,7 @@ def _run(new_driver: Callable[[], Driver], effort: Effort) -> None:
             database=None,
             deadline=None,
             print_blob=True,
-            phases=(Phase.generate, Phase.shrink),
+            phases=phases,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import tarfile
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,8 @@ def _look_at(path: bytes, first: dict[int, bytes], name: bytes) -> Seen:
     return Seen(
         mode=status.st_mode,
         owner=(status.st_uid, status.st_gid),
-        size=status.st_size,
+        # A directory's size is each filesystem's own affair.
+        size=0 if stat.S_ISDIR(status.st_mode) else status.st_size,
         mtime_ns=status.st_mtime_ns,
         nlink=status.st_nlink,
         rdev=status.st_rdev,
@@ -202,22 +203,19 @@ def test_moments_can_be_written_as_ages_times_words_and_snapshots(mount: Mount) 
     at = datetime.fromtimestamp(written_ns // 10**9).astimezone() + timedelta(seconds=1)
     mount.sh(f'until [ "$(date +%s)" -gt {at.timestamp():.0f} ]; do sleep 0.05; done')
     path.write_text("new")
-    age = int(datetime.now().timestamp() - at.timestamp())
     history = mount.path / ".nexus/history"
-    utc = datetime.fromtimestamp(at.timestamp(), tz=None).astimezone()
     forms = [
         "kept",
         at.strftime("%Y-%m-%dT%H:%M:%S"),
         at.strftime("%Y-%m-%d %H:%M:%S"),
-        utc.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S%z"),
         at.strftime("%Y-%m-%dT%H:%M:%S.500"),
     ]
     for form in forms:
         assert (history / form / "file").read_text() == "old", form
-    assert age < 60
     for form in ("now", "0s", "2999-01-01"):
         assert (history / form / "file").read_text() == "new", form
-    for form in ("1h", "yesterday", "2001", "op-0", "op-99999999", "nonsense", "-1h", "1x", "2026-13-01"):
+    for form in ("1h", "yesterday", "2001", "op-0", "op-99999999", "no", "-1h", "1x", "2026-13-01"):
         assert not (history / form).exists(), form
 
 

@@ -635,8 +635,12 @@ async def test_what_somebody_else_removed_already_needs_no_undo(world: World) ->
     await world.write("docs/new", b"alice")
     as_bob(world)
     await world.unlink("docs/new")
-    result = undo_of(world, ALICE, start)
-    assert (result.plan.items, result.plan.conflicts) == ([], [])
+    dry = plan(world, Selector(agent="alice", since_seq=start))
+    assert (dry.items, dry.conflicts) == ([], [])
+    with pytest.raises(errors.NothingToUndo):
+        undo_of(world, ALICE, start)
+    undo_of(world, BOB, start)
+    undo_of(world, ALICE, start)
     assert not world.exists("docs/new")
 
 
