@@ -6,6 +6,7 @@ wake-up costs ten times the query; what waits for a disk or the network goes to 
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import time
@@ -30,6 +31,8 @@ from nexus_engine.types import NAME_MAX, Actor, FsUsage, Ino, Inode, Name, Seq
 
 R = TypeVar("R")
 
+log = logging.getLogger(__name__)
+
 UPKEEP_INTERVAL_S = 1.0
 
 
@@ -41,6 +44,7 @@ class Engine:
         self.reader = store.reader
         self.content = Content(store)
         self.tail = Tail(store.database)
+        self._synced = (time.monotonic(), self.reader.head())
 
     @classmethod
     def start(cls, path: FilePath, *, clock: Clock | None = None) -> Engine:
@@ -54,11 +58,20 @@ class Engine:
         return cls(store)
 
     async def close(self) -> None:
-        """End every session, make everything durable, close the store."""
-        await self.content.seal_all()
-        self.content.drop_unlinked()
-        await anyio.to_thread.run_sync(self.store.chunks.sync)
-        self.store.close()
+        """End every session, make everything durable, close the store.
+
+        Where that fails, the store is left as by a process that died: whoever opens it next
+        finishes what programs were told is kept.
+        """
+        try:
+            await self.content.seal_all()
+            self.content.drop_unlinked()
+            await anyio.to_thread.run_sync(self.store.chunks.sync)
+        except errors.EngineError as error:
+            log.error("not everything is in the log: %s; the next mount finishes it", error)
+            self.store.abandon()
+        else:
+            self.store.close()
 
     # -- the tree --
 
@@ -181,11 +194,12 @@ class Engine:
         """Open a regular file.
 
         Args:
-            flags: As of open(2); O_TRUNC is honoured, access modes are the kernel's to check.
+            flags: As of open(2). Access modes are the kernel's to check; O_TRUNC truncates
+                whatever the mode, as on Linux.
         """
         inode = self.reader.get_inode(ino)
         handle = self.content.open(inode, actor)
-        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+        if flags & os.O_TRUNC:
             await self.content.truncate(handle.file, 0, actor)
         return handle
 
@@ -283,20 +297,31 @@ class Engine:
 
     async def run_upkeep(self) -> None:
         """Sync, seal long sessions and shorten the write-ahead log, for ever."""
-        config = self.store.config
-        limit_ns = int(config.session_limit_s * 1e9)
-        synced = (time.monotonic(), self.reader.head())
+        failing = ""
         while True:
             await anyio.sleep(UPKEEP_INTERVAL_S)
-            await self.content.seal_all(older_than_ns=self.store.clock.time_ns() - limit_ns)
-            self.content.drop_unlinked()
-            now_s, head = time.monotonic(), self.reader.head()
-            if head != synced[1] and now_s - synced[0] >= config.sync_interval_s:
-                await self.sync()
-                synced = (now_s, head)
-            await anyio.to_thread.run_sync(self.store.checkpoint)
-            await anyio.to_thread.run_sync(self.store.chunks.seal_full)
-            self.store.note_sealed_packs()
+            try:
+                await self._upkeep()
+                failing = ""
+            except errors.EngineError as error:
+                # A full disk, say: nothing is lost by waiting, and one line says it all.
+                if str(error) != failing:
+                    log.error("upkeep: %s; trying again", error)
+                failing = str(error)
+
+    async def _upkeep(self) -> None:
+        config = self.store.config
+        limit_ns = int(config.session_limit_s * 1e9)
+        await self.content.seal_all(older_than_ns=self.store.clock.time_ns() - limit_ns)
+        self.content.drop_unlinked()
+        now_s, head = time.monotonic(), self.reader.head()
+        due = now_s - self._synced[0] >= config.sync_interval_s
+        if due and (head != self._synced[1] or self.store.has_unsynced_chunks()):
+            await self.sync()
+            self._synced = (now_s, head)
+        await anyio.to_thread.run_sync(self.store.checkpoint)
+        await anyio.to_thread.run_sync(self.store.chunks.seal_full)
+        self.store.note_sealed_packs()
 
     def figures(self) -> dict[str, int]:
         """Return the engine's own gauges, for status displays."""

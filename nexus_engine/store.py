@@ -3,7 +3,7 @@
 ::
 
     STORE/meta.db      metadata and log (SQLite)
-    STORE/packs/ab/…   chunks
+    STORE/packs/…      chunks
     STORE/store.yaml   settings, optional
     STORE/peers/…      a lock and a socket for each process that has the store open
 """
@@ -23,7 +23,7 @@ from nexus_engine import errors
 from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
-from nexus_engine.config import StoreConfig, load_config
+from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
 from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
@@ -38,6 +38,8 @@ R = TypeVar("R")
 BUSY_LIMIT_S = 30.0
 """A writer waits this long for another process's transaction."""
 _MIB = 1024 * 1024
+_UNFINISHED = DATABASE_NAME + ".new"
+_BEFORE_CREATION = {CONFIG_NAME, "daemon.log", "packs", "peers"}
 
 
 class Store:
@@ -97,14 +99,13 @@ class Store:
         """
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise errors.StoreExists(f"{path} is not empty")
-            (path / "packs").mkdir(mode=0o700)
-            (path / "peers").mkdir(mode=0o700)
-            os.close(os.open(path / DATABASE_NAME, os.O_CREAT | os.O_RDWR, 0o600))
+            _require_empty(path)
+            (path / "packs").mkdir(mode=0o700, exist_ok=True)
+            (path / "peers").mkdir(mode=0o700, exist_ok=True)
+            os.close(os.open(path / _UNFINISHED, os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
             raise errors.StoreInaccessible(f"cannot make a store: {error}") from error
-        connection = Connection(str(path / DATABASE_NAME), create=True)
+        connection = Connection(str(path / _UNFINISHED), create=True)
         migrate(connection)
         clock = clock or SystemClock()
         database = Database(connection, clock)
@@ -115,11 +116,12 @@ class Store:
         database.set_store_value("next_ino", ROOT_INO + 1)
         database.transact(_make_root, actor)
         database.sync()
+        database.close()
+        (path / _UNFINISHED).rename(path / DATABASE_NAME)  # now there is a store
         for directory in (path, path.parent):
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             os.fsync(fd)
             os.close(fd)
-        database.close()
         return cls.open(path, clock=clock)
 
     # -- changing things --
@@ -182,6 +184,9 @@ class Store:
             self.chunks.sync()  # never a durable name for a chunk that is not
             self.database.checkpoint()
 
+    def has_unsynced_chunks(self) -> bool:
+        return any(pack.synced_length < pack.length for pack in self.chunks.packs_written())
+
     def note_sealed_packs(self) -> None:
         """Enter into the database which of our packs are complete."""
         sealed = [pack for pack in self.chunks.packs_written() if pack.sealed]
@@ -195,10 +200,14 @@ class Store:
         self.chunks.close()
         self.note_sealed_packs()
         self.database.sync()
+        self.abandon()
+        self._lock.release()
+
+    def abandon(self) -> None:
+        """Close without taking leave: the next process to open the store takes over."""
         for connection in self._reader_connections:
             connection.close()
         self.database.close()
-        self._lock.release()
 
     # -- callbacks of the chunk store, which may come from worker threads --
 
@@ -224,6 +233,15 @@ class Store:
             self._reader_connections.append(connection)
             reader = self._readers.reader = Reader(connection)
         return reader
+
+
+def _require_empty(path: FilePath) -> None:
+    """Refuse a directory that holds anything but settings, a log or an unfinished creation."""
+    for found in path.iterdir():
+        if found.name.startswith(_UNFINISHED):
+            found.unlink()
+        elif found.name not in _BEFORE_CREATION:
+            raise errors.StoreExists(f"{path} is not empty")
 
 
 def _make_root(tx: Transaction) -> Seq:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nexusfuse.virtual.tree import VirtualTree
 
 log = logging.getLogger(__name__)
 
+RESTART_DELAY_S = 1.0
 POLL_INTERVAL_S = 1.0
 """A peer's wake-up can get lost; this finds what it announced."""
 
@@ -65,11 +66,20 @@ async def serve(
         mount(operations, mountpoint, fuse_options(store, options))
         try:
             async with trio.open_nursery() as nursery, PeerSocket(engine.store) as peers:
-                operations.tree = VirtualTree(engine, nursery, status, invalidator.catch_up)
+                operations.tree = VirtualTree(
+                    engine,
+                    nursery,
+                    status=status,
+                    invalidate=invalidator.catch_up,
+                    read_only=options.read_only,
+                )
                 nursery.start_soon(_stop_on_signal)
-                nursery.start_soon(engine.run_upkeep)
-                nursery.start_soon(_follow_peers, peers, invalidator)
-                nursery.start_soon(_notify_pollers, engine, operations.tree)
+                for service, *arguments in (
+                    (engine.run_upkeep,),
+                    (_follow_peers, peers, invalidator),
+                    (_notify_pollers, engine, operations.tree),
+                ):
+                    nursery.start_soon(_supervise, service, *arguments)
                 nursery.start_soon(_announce_ready, mountpoint, ready)
                 await pyfuse3.main()
                 _notify_systemd("STOPPING=1")
@@ -82,6 +92,16 @@ async def serve(
         with trio.CancelScope(shield=True):
             await engine.close()
     log.info("unmounted %s", mountpoint)
+
+
+async def _supervise(service: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+    """Run a service for ever; what goes wrong in it must not take the mount down."""
+    while True:
+        try:
+            await service(*arguments)
+        except Exception:
+            log.exception("%s failed: a bug; it starts again", service.__name__)
+            await trio.sleep(RESTART_DELAY_S)
 
 
 async def _announce_ready(mountpoint: Path, ready: Callable[[], None]) -> None:

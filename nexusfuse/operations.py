@@ -246,7 +246,7 @@ class Operations(pyfuse3.Operations):
         self, ino: int, new_parent: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         if ino & VIRTUAL:
-            raise pyfuse3.FUSEError(errno.EXDEV)
+            raise read_only() if new_parent & VIRTUAL else pyfuse3.FUSEError(errno.EXDEV)
         actor = self._actor(ctx)
         directory = await self._real_directory(new_parent, actor)
         return to_entry(await self._engine.link(Ino(ino), directory, Name(new_name), actor))
@@ -310,7 +310,7 @@ class Operations(pyfuse3.Operations):
             info.fh = self._files.add(file)
             return info
         # Readers leave no trace in the log, so there is no need to know who they are.
-        reads = flags & os.O_ACCMODE == os.O_RDONLY
+        reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
         actor = _NOBODY if reads else self._actor(ctx)
         handle = await self._engine.open(Ino(ino), flags, actor)
         return pyfuse3.FileInfo(fh=self._files.add(LiveFile(self._engine, handle)), keep_cache=True)

@@ -64,5 +64,13 @@ def execute(
     return verb(Work(store, actor, progress, keep), args)
 
 
+def can_change(request: Request) -> bool:
+    """Return whether a request is of a kind that can change the store."""
+    from nexus_engine.commands.verbs import VERBS
+
+    entry = VERBS.get(request.verb)
+    return entry is not None and entry.changes
+
+
 def ignore_progress(what: str, done: int, total: int | None) -> None:
     """For callers that show no progress."""

@@ -16,6 +16,8 @@ Verb = Callable[[Work, Any], Reply]
 class Entry(NamedTuple):
     arguments: type[Arguments]
     run: Verb
+    changes: bool = False
+    """Whether it can change the store."""
 
 
 VERBS = {
@@ -25,15 +27,15 @@ VERBS = {
     "history": Entry(arguments.HistoryArguments, reading.history),
     "versions": Entry(arguments.PathArguments, reading.versions),
     "diff": Entry(arguments.DiffArguments, reading.diff),
-    "undo": Entry(arguments.SelectionArguments, changing.undo),
-    "redo": Entry(arguments.RedoArguments, changing.redo),
-    "restore": Entry(arguments.RestoreArguments, changing.restore),
-    "snapshot-create": Entry(arguments.SnapshotArguments, changing.create_snapshot),
+    "undo": Entry(arguments.SelectionArguments, changing.undo, changes=True),
+    "redo": Entry(arguments.RedoArguments, changing.redo, changes=True),
+    "restore": Entry(arguments.RestoreArguments, changing.restore, changes=True),
+    "snapshot-create": Entry(arguments.SnapshotArguments, changing.create_snapshot, changes=True),
     "snapshot-list": Entry(arguments.NoArguments, reading.list_snapshots),
-    "snapshot-delete": Entry(arguments.SnapshotArguments, changing.delete_snapshot),
-    "tag-set": Entry(arguments.TagArguments, changing.set_tag),
+    "snapshot-delete": Entry(arguments.SnapshotArguments, changing.delete_snapshot, changes=True),
+    "tag-set": Entry(arguments.TagArguments, changing.set_tag, changes=True),
     "tag-list": Entry(arguments.PathArguments, reading.list_tags),
-    "tag-remove": Entry(arguments.TagKeyArguments, changing.remove_tag),
+    "tag-remove": Entry(arguments.TagKeyArguments, changing.remove_tag, changes=True),
     "verify-log": Entry(arguments.NoArguments, checking.verify_log),
     "fsck": Entry(arguments.FsckArguments, checking.fsck),
 }

@@ -177,22 +177,25 @@ class Content:
     # -- writing --
 
     async def write(self, handle: Handle, offset: int, data: bytes) -> int:
-        """Write bytes; they are in an operation once the last handle closes."""
+        """Write bytes; they are in an operation once the last handle closes.
+
+        Raises:
+            NoSpace: What was written before has no room; nothing of this write was taken.
+        """
+        if self._dirty_bytes > self._dirty_limit:
+            await self._relieve()
         file = handle.file
         await file.gate.take()
         try:
             session = file.session or self._begin(file, handle.actor)
+            # Before, not after: a write that fails must not have happened.
+            if session.dirty.bytes >= CHUNK_BYTES and (full := session.dirty.full_ranges()):
+                await self._stage(session, full)
             before = session.dirty.bytes
             session.write(offset, data, self._clock.time_ns())
             self._dirty_bytes += session.dirty.bytes - before
-            if session.dirty.bytes >= CHUNK_BYTES:
-                full = session.dirty.full_ranges()
-                if full:
-                    await self._stage(session, full)
         finally:
             file.gate.give()
-        if self._dirty_bytes > self._dirty_limit:
-            await self._relieve()
         return len(data)
 
     async def truncate(self, file: OpenFile, size: int, actor: Actor) -> Inode:
@@ -322,13 +325,24 @@ class Content:
             await self.seal(file)
 
     async def seal_all(self, *, older_than_ns: int | None = None) -> None:
-        """End every session, or those begun before a time."""
+        """End every session, or those begun before a time or left behind by a failed release.
+
+        Raises:
+            EngineError: The last failure, after every session was tried.
+        """
+        failure: errors.EngineError | None = None
         for file in list(self._files.values()):
             session = file.session
-            if session is not None and (
-                older_than_ns is None or session.started_ns < older_than_ns
-            ):
-                await self.seal(file)
+            if session is None:
+                continue
+            due = older_than_ns is None or session.started_ns < older_than_ns
+            if due or file.handles == 0:
+                try:
+                    await self.seal(file)
+                except errors.EngineError as error:
+                    failure = error
+        if failure is not None:
+            raise failure
 
     def figures(self) -> dict[str, int]:
         """Return how many files are open and how much of them is not in chunks yet."""

@@ -10,11 +10,11 @@ from nexus_engine import errors
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.undo_queries import UndoQueries
 from nexus_engine.oplog.reader import LogQuery, entries, get_entry, is_undone
+from nexus_engine.records import Record
 from nexus_engine.types import ROOT_INO, Path, Seq
 
 _NO_CHANGE = frozenset(("snapshot", "drop-snapshot", "recover"))
 """Kinds that change nothing of the tree, or that put right what a crash had made of it."""
-_CHAIN_MAX = 100_000
 
 
 class Selector(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,10 +59,13 @@ def select(database: Database, selector: Selector) -> list[Seq]:
     _check(selector)
     if selector.ops:
         return _named(database, selector.ops)
+    queries = UndoQueries(database.connection)
     found: list[Seq] = []
     for entry in entries(database, _query(selector)):
         record = entry.record
-        if entry.undone or record.kind in _NO_CHANGE or record.kind == "undo":
+        if entry.undone or record.kind in _NO_CHANGE:
+            continue
+        if record.kind == "undo" and not _is_partial_redo(queries, record):
             continue
         if record.kind == "mkdir" and record.ino == ROOT_INO:
             continue
@@ -81,7 +84,6 @@ def select_redo(database: Database, selector: Selector) -> list[Seq]:
         InvalidSelector, NothingToUndo: As ``select``; also if what is named is no undo.
     """
     _check(selector)
-    queries = UndoQueries(database.connection)
     if selector.ops:
         for seq in selector.ops:
             if _kind_of(database, seq) != "undo":
@@ -90,7 +92,7 @@ def select_redo(database: Database, selector: Selector) -> list[Seq]:
     found: list[Seq] = []
     for entry in entries(database, _query(selector)):
         record = entry.record
-        if record.kind != "undo" or entry.undone or _is_redo(queries, record.seq):
+        if record.kind != "undo" or entry.undone or _is_redo(record):
             continue
         found.append(record.seq)
         if len(found) == selector.last:
@@ -145,13 +147,14 @@ def _query(selector: Selector) -> LogQuery:
     )
 
 
-def _is_redo(queries: UndoQueries, seq: Seq) -> bool:
-    """Tell whether an undo took back an undo: at the end of the chain, whether things are done."""
-    depth = 0
-    while depth < _CHAIN_MAX:
-        targets = queries.reversed_by(seq)
-        if not targets or queries.kind_of(targets[0]) != "undo":
-            break
-        seq = targets[0]
-        depth += 1
-    return depth % 2 == 1
+def _is_redo(record: Record) -> bool:
+    return bool(msgspec.json.decode(record.details).get("redo"))
+
+
+def _is_partial_redo(queries: UndoQueries, record: Record) -> bool:
+    """Tell whether a redo had to leave something, so that the undo that it took back still stands.
+
+    What it did is then an operation like any other: what was undone before is there again, though
+    it counts as undone.
+    """
+    return _is_redo(record) and not queries.reverses(record.seq)

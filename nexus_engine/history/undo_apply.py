@@ -84,6 +84,8 @@ def _write_content(tx: Transaction, ino: Ino, seq: Seq) -> None:
 
 def _record(plan: UndoPlan, selector: dict[str, Any]) -> Change:
     details: dict[str, Any] = {"operations": len(plan.operations), **plan.counts()}
+    if plan.redo:
+        details["redo"] = True
     if selector:
         details["selector"] = selector
     undoes = plan.operations[0] if len(plan.operations) == 1 else None

@@ -111,8 +111,10 @@ class InodeChanges:
         if attributes is None:
             return
         if self._existence.is_own(ino):
-            self.superseded.update(seq for _, seq in attributes.selected())
+            if not self._existence.is_unmade(ino):
+                self.superseded.update(self._lives.selected_versions(ino))
             return
+        self.superseded.update(self._lives.selected_versions(ino))
         cause = self._names.root_cause(self._existence.death(ino))
         self.refused += [Refused(ino, what, seq, cause) for what, seq in attributes.selected()]
 

@@ -62,6 +62,11 @@ class Existence:
         outcome = self._outcome(ino, history, self._names.was_selected)
         return ino != ROOT_INO and not outcome.target and any(self._births(history))
 
+    def is_unmade(self, ino: Ino) -> bool:
+        """Tell whether what brought it into being is undone, not just overtaken."""
+        history = self._lives.of[ino]
+        return bool(self._outcome(ino, history, self._names.is_active).reverted)
+
     def attributes(self, ino: Ino, *, compare: bool = False) -> Attributes | None:
         """Decide what becomes of an inode's attributes, should it live."""
         history = self._lives.of[ino]

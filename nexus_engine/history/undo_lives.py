@@ -55,14 +55,20 @@ class History:
         """Return the lives that the undo passes over, because others began and ended them.
 
         An undo brought the inode back, and a redo took it away again: what it was in between is
-        not what it was before.
+        not what it was before. (A death and a rebirth cancel out as well: the life goes on.)
         """
-        return [
-            (born, died)
-            for born, died in self.lives
-            if died is not None and self.first <= born
-            if not is_active(born) and not is_active(died)
-        ]
+        detours: list[tuple[Seq, Seq]] = []
+        open_ends: list[tuple[Seq, bool, bool]] = []
+        for seq, born in self.existence()[1]:
+            active = is_active(seq)
+            if active or not open_ends or open_ends[-1][2]:
+                open_ends.append((seq, born, active))
+                continue
+            before, was_birth, _ = open_ends.pop()
+            if was_birth:
+                detours.append((before, seq))
+        # Where nothing else is left, others wanted it after all.
+        return detours if self.inodes(detours) else []
 
     def inodes(self, detours: list[tuple[Seq, Seq]]) -> list[Inode]:
         """Return the versions outside detours."""
@@ -110,6 +116,11 @@ class Lives:
             undone = reversal is not None and not self.is_without(reversal)
             known = self._without[seq] = seq in self._selected or undone
         return known
+
+    def selected_versions(self, ino: Ino) -> set[Seq]:
+        """Return the selected operations that made a version of an inode."""
+        versions = {row.inode.from_seq for row in self.of[ino].versions}
+        return versions & self._selected
 
     def load(self) -> None:
         """Take in what the names concern that was selected since the last call."""

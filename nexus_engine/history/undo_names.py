@@ -41,16 +41,11 @@ class Cell:
     changes: list[tuple[Seq, Ino]]
     steps: dict[Seq, tuple[Ino, Ino]] = field(default_factory=dict)
     """(before, after) of each change."""
-    outcome: Outcome[Ino] | None = None
+    outcome: Outcome[Ino] = field(default_factory=lambda: Outcome(NO_INO, BASE, [], {}, {}, []))
 
     @property
     def now(self) -> Ino:
         return self.changes[-1][1] if self.changes else self.base
-
-    @property
-    def settled(self) -> Outcome[Ino]:
-        assert self.outcome is not None
-        return self.outcome
 
 
 @dataclass(slots=True, eq=False)
@@ -131,6 +126,7 @@ class Names:
             self.kinds[row.ino] = row.kind
         for key, first in firsts.items():
             self.cells[key] = _cell(first, rows[key])
+            self._decide(key)
             self._dirty[key] = None
 
     def _components(self, seq: Seq, keys: list[Key]) -> list[list[Key]]:
@@ -179,12 +175,13 @@ class Names:
                 self._settle_cell(key)
             for key in dirty:
                 outcome = self.cells[key].outcome
-                # None: it was loaded again meanwhile, and has its turn in the next round.
-                for seq in (*outcome.superseded, *outcome.reverted) if outcome else ():
+                for seq in (*outcome.superseded, *outcome.reverted):
                     self._require_agreement(self.units[seq, key])
+                for seq, by in outcome.superseded.items():
+                    self._require_no_move(self.units[seq, key], key, by)
         self._look_ahead()
 
-    def _settle_cell(self, key: Key) -> None:
+    def _decide(self, key: Key) -> Outcome[Ino]:
         cell = self.cells[key]
 
         def is_selected(seq: Seq) -> bool:
@@ -192,7 +189,17 @@ class Names:
             return unit is not None and unit.active
 
         cell.outcome = settle(cell.base, cell.changes, is_selected)
-        for seq, by in cell.outcome.conflicts.items():
+        return cell.outcome
+
+    def _settle_cell(self, key: Key) -> None:
+        outcome = self._decide(key)
+        for by in set(outcome.conflicts.values()):
+            # Where an undo of something older is in the way, the two may cancel out.
+            first = self._queries.first_reversed(by)
+            if first is not None and first < self.cells[key].first:
+                self._load({key: first})
+                return
+        for seq, by in outcome.conflicts.items():
             self.refuse([self.units[seq, key]], Cause(LATER, by, key))
 
     def _require_agreement(self, unit: Unit) -> None:
@@ -203,11 +210,24 @@ class Names:
         superseded = {
             key: outcome.superseded[unit.seq]
             for key, outcome in outcomes.items()
-            if outcome is not None and unit.seq in outcome.superseded
+            if unit.seq in outcome.superseded
         }
-        if None not in outcomes.values() and 0 < len(superseded) < len(unit.keys):
+        if 0 < len(superseded) < len(unit.keys):
             key, by = next(iter(superseded.items()))
             self.refuse([unit], Cause(LATER, by, key))
+
+    def _require_no_move(self, unit: Unit, key: Key, by: Seq) -> None:
+        """A name that others moved on is not one that they took back."""
+        given = self.cells[key].steps[unit.seq][1]
+        if not unit.active or given == NO_INO:
+            return
+        if (by, key) not in self.units:
+            operations = self._queries.operations([by])
+            self._add_units(self._queries.names_changed(operations))
+        mover = self.units.get((by, key))
+        for other in mover.keys if mover is not None else ():
+            if self.cells[other].steps[by][1] == given:
+                self.refuse([unit], Cause(LATER, by, key))
 
     def refuse(self, units: Iterable[Unit], cause: Cause) -> bool:
         """Leave units alone because of a cause; with force, undo the cause as well.
@@ -260,7 +280,7 @@ class Names:
     def _look_ahead(self) -> None:
         self.changed, self.lost, self.gained, self.changed_in = {}, {}, {}, {}
         for key, cell in self.cells.items():
-            now, after = cell.now, cell.settled.target
+            now, after = cell.now, cell.outcome.target
             if now == after:
                 continue
             self.changed[key] = (now, after)
@@ -272,7 +292,7 @@ class Names:
 
     def units_at(self, key: Key) -> list[Unit]:
         """Return the units that change a name."""
-        return [self.units[seq, key] for seq in self.cells[key].settled.reverted]
+        return [self.units[seq, key] for seq in self.cells[key].outcome.reverted]
 
     def units_losing(self, ino: Ino) -> list[Unit]:
         return [unit for key in self.lost.get(ino, ()) for unit in self.units_at(key)]
@@ -311,7 +331,7 @@ class Names:
         """Blame whatever makes that a name means something after the undo."""
         cell = self.cells.get(key)
         if cell is not None:
-            return Cause(reason, cell.settled.target_seq, key)
+            return Cause(reason, cell.outcome.target_seq, key)
         for row in self._queries.name_history({key: Seq(2**62)}):
             return Cause(reason, row.from_seq, key)
         return Cause(reason)

@@ -79,6 +79,8 @@ class UndoPlan(msgspec.Struct, frozen=True):
     head: Seq
     operations: list[Seq]
     """What was asked for."""
+    redo: bool
+    """These are all undos."""
     reverted: list[Seq]
     """Of that, and of what force took in, what would be undone altogether."""
     items: list[Item]
@@ -178,6 +180,8 @@ class _Planning:
         return UndoPlan(
             head=self._head,
             operations=sorted(self._operations),
+            redo=bool(self._operations)
+            and all(o.kind == "undo" and not o.redo for o in self._operations.values()),
             reverted=self._reverted(conflicts, work),
             items=sorted(self._items(paths, work.changes), key=_place),
             conflicts=conflicts,
@@ -271,7 +275,7 @@ class _Planning:
         What changed nothing does. What others took back does not: should that be undone, it is
         there again.
         """
-        outcomes = [cell.settled for cell in self._names.cells.values()]
+        outcomes = [cell.outcome for cell in self._names.cells.values()]
         reverted = work.reverted.union(*(outcome.reverted for outcome in outcomes))
         superseded = work.superseded.union(*(outcome.superseded for outcome in outcomes))
         remaining = {conflict.seq for conflict in conflicts} | (superseded - reverted)

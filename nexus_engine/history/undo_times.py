@@ -47,11 +47,17 @@ class DirectoryTimes:
             known = self._undone.get((seq, directory))
             return self._lives.is_without(seq) if known is None else known
 
-        explicit = any(version.inode.from_seq >= first for version in history.versions)
-        if now is not None and base is not None and not explicit:
+        versions = [version.inode.from_seq for version in history.versions]
+        set_seq = max((seq for seq in versions if seq >= first), default=None)
+        if now is not None and base is not None:
             # The usual case, however many entries were made since: the newest change that stays.
-            changes = self._queries.iter_child_changes_back(directory, first)
-            return next((time for seq, time in changes if not is_selected(seq)), base)
+            for seq in self._queries.iter_child_changes_back(directory, first):
+                if set_seq is not None and seq <= set_seq:
+                    break
+                if not is_selected(seq):
+                    return self._queries.time_of(seq)
+            if set_seq is None:
+                return base
         return self._mtime_of_many(directory, first, base, is_selected)
 
     def _base(self, directory: Ino, first: Seq) -> int | None:

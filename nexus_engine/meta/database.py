@@ -74,10 +74,6 @@ class Database:
 
     # -- upkeep: rows that no view of the tree, now or then, can see change --
 
-    def set_atime(self, ino: Ino, atime_ns: int) -> None:
-        """Note a read. Reading is not an operation, so there is no record and no version."""
-        self.connection.run("UPDATE inode SET atime_ns = ? WHERE ino = ?", (atime_ns, ino))
-
     def drop_unlinked(self, ino: Ino) -> None:
         """Drop the current row of an inode whose last name and last handle are gone.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 APPLICATION_ID = 0x4E585553  # "NXUS"
 
 _V1 = """
--- Facts about the store as a whole: store_id, tenant_id, created_ns, next_ino, clean.
+-- Facts about the store as a whole: store_id, tenant_id, created_ns, next_ino.
 CREATE TABLE store (
     key TEXT PRIMARY KEY,
     value ANY NOT NULL
@@ -24,7 +24,7 @@ CREATE TABLE inode (
     nlink INTEGER NOT NULL,          -- 0: unlinked, still open somewhere, in no view
     rdev INTEGER NOT NULL,
     size INTEGER NOT NULL,
-    atime_ns INTEGER NOT NULL,       -- kept up in place: reading is not an operation
+    atime_ns INTEGER NOT NULL,       -- as created or set: reading is not an operation
     mtime_ns INTEGER NOT NULL,       -- a directory's as of from_seq; see touched_ns
     ctime_ns INTEGER NOT NULL,       -- likewise
     btime_ns INTEGER NOT NULL,
@@ -126,7 +126,7 @@ CREATE TABLE xattr_past (
 -- Where each chunk lies. Can be rebuilt from the packs.
 CREATE TABLE pack (
     id INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,       -- 32 hex digits; object key packs/ab/abcd….pack
+    name TEXT NOT NULL UNIQUE,       -- 32 hex digits; object key packs/NAME.pack
     owner TEXT                       -- process that may append to it; NULL once sealed
 ) STRICT;
 

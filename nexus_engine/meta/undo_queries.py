@@ -29,7 +29,8 @@ _OF_MANY = frozenset(("undo", "restore", "recover"))
 _ITEM = "json_each(?1) j CROSS JOIN"
 _OPERATIONS = (
     "SELECT o.seq, o.kind, o.ino, o.path, o.path2, o.time_ns, a.uid, a.pid, a.command, a.agent,"
-    f" a.principal FROM {_ITEM} oplog o ON o.seq = j.value CROSS JOIN actor a ON a.id = o.actor"
+    f" a.principal, coalesce(o.details ->> 'redo', 0) FROM {_ITEM} oplog o ON o.seq = j.value"
+    " CROSS JOIN actor a ON a.id = o.actor"
     " ORDER BY o.seq"
 )
 _NAMES_CHANGED = (
@@ -74,11 +75,9 @@ _EXTENTS_CHANGED = (
     "  WHERE e.ino = j.value ->> 0 AND e.to_seq > j.value ->> 1)"
 )
 _CHILD_CHANGES = (
-    "SELECT seq, (SELECT time_ns FROM oplog o WHERE o.seq = c.seq) FROM ("
-    " SELECT from_seq AS seq FROM dentry WHERE parent = ?1 AND from_seq >= ?2"
+    "SELECT from_seq AS seq FROM dentry WHERE parent = ?1 AND from_seq >= ?2"
     " UNION ALL SELECT from_seq FROM dentry_past WHERE parent = ?1 AND from_seq >= ?2"
     " UNION ALL SELECT to_seq FROM dentry_past WHERE parent = ?1 AND to_seq >= ?2"
-    " ORDER BY 1 {order}) c"
 )
 _MTIME_ASOF = (
     "SELECT from_seq, mtime_ns FROM inode WHERE ino = ?1 AND from_seq <= ?2"
@@ -107,6 +106,8 @@ class Operation(NamedTuple):
     command: str
     agent: str
     principal: str
+    redo: bool
+    """An undo that takes back undos."""
 
 
 class NameRow(NamedTuple):
@@ -240,13 +241,24 @@ class UndoQueries:
 
     def child_changes(self, directory: Ino, first: Seq) -> list[tuple[Seq, int]]:
         """Return (operation, time) of each change of an entry since an operation, in order."""
-        return list(dict.fromkeys(self._all(_CHILD_CHANGES.format(order=""), (directory, first))))
+        sql = (
+            f"SELECT DISTINCT c.seq, o.time_ns FROM ({_CHILD_CHANGES}) c CROSS JOIN oplog o"
+            " ON o.seq = c.seq ORDER BY c.seq"
+        )
+        return [(row[0], row[1]) for row in self._all(sql, (directory, first))]
 
-    def iter_child_changes_back(self, directory: Ino, first: Seq) -> Iterator[tuple[Seq, int]]:
-        """Yield the same newest first, some more than once, reading no more than is taken."""
-        sql = _CHILD_CHANGES.format(order="DESC")
+    def iter_child_changes_back(self, directory: Ino, first: Seq) -> Iterator[Seq]:
+        """Yield the operations that changed an entry, newest first, some more than once.
+
+        Reads no more than is taken: each part comes in the order of its index.
+        """
+        sql = _CHILD_CHANGES + " ORDER BY seq DESC"
         for row in self._connection.iterate(sql, (directory, first)):
-            yield row[0], row[1]
+            yield row[0]
+
+    def time_of(self, seq: Seq) -> int | None:
+        row = self._one("SELECT time_ns FROM oplog WHERE seq = ?", (seq,))
+        return None if row is None else row[0]
 
     def directory_mtime(self, directory: Ino, seq: Seq) -> tuple[int, Seq] | None:
         """Return a directory's mtime after an operation, and which operation set it.
@@ -259,9 +271,9 @@ class UndoQueries:
             return None
         (changed,) = self._one(_LAST_CHILD_CHANGE, (directory, seq)) or (0,)
         if changed > version[0]:
-            row = self._one("SELECT time_ns FROM oplog WHERE seq = ?", (changed,))
-            if row is not None:
-                return row[0], changed
+            time_ns = self.time_of(changed)
+            if time_ns is not None:
+                return time_ns, changed
         return version[1], version[0]
 
     def iter_versions_before(self, inode: Inode) -> Iterator[Inode]:
@@ -273,22 +285,18 @@ class UndoQueries:
         for row in self._connection.iterate(sql, (inode.ino, inode.from_seq)):
             yield Inode._make(row)
 
-    def reversed_by(self, seq: Seq) -> list[Seq]:
-        """Return the operations that an undo reversed."""
-        return [
-            row[0]
-            for row in self._all(
-                "SELECT target FROM reversal WHERE by_seq = ? ORDER BY target", (seq,)
-            )
-        ]
+    def reverses(self, seq: Seq) -> bool:
+        """Tell whether an undo reversed any operation altogether."""
+        return self._one("SELECT 1 FROM reversal WHERE by_seq = ? LIMIT 1", (seq,)) is not None
+
+    def first_reversed(self, seq: Seq) -> Seq | None:
+        """Return the oldest operation that an undo reversed."""
+        row = self._one("SELECT min(target) FROM reversal WHERE by_seq = ?", (seq,))
+        return None if row is None else row[0]
 
     def last_reversal(self, seq: Seq) -> Seq | None:
         """Return the newest undo of an operation."""
         row = self._one("SELECT max(by_seq) FROM reversal WHERE target = ?", (seq,))
-        return None if row is None else row[0]
-
-    def kind_of(self, seq: Seq) -> str | None:
-        row = self._one("SELECT kind FROM oplog WHERE seq = ?", (seq,))
         return None if row is None else row[0]
 
     def _batches(self, sql: str, items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:

@@ -100,6 +100,7 @@ def umount(place: Place, mountpoint: str, *, lazy: bool) -> None:
     """Unmount; return when everything is durable and the daemon is gone."""
     line = place.shell()
     path = _real(mountpoint)
+    os.chdir("/")  # not to be in the way ourselves
     mount = mounts.mount_at(os.fsencode(path))
     if mount is None or not mount.is_nexus:
         raise Failure(_not_mounted(path))

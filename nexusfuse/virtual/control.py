@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from typing import Any
 
@@ -16,6 +17,8 @@ from nexusfuse.ctl import control, grammar
 from nexusfuse.virtual.base import OpenFile, direct_file
 from nexusfuse.virtual.numbers import NodeKind
 from nexusfuse.virtual.reports import FileNode
+
+log = logging.getLogger(__name__)
 
 REPLIES_MAX = 64
 """Users whose last reply is kept for a separate ``cat``."""
@@ -46,8 +49,8 @@ class ControlNode(FileNode):
 
     async def _run_json(self, text: str, actor: Actor, output: ControlFile) -> None:
         """Serve nexus-ctl: JSON lines of progress, then the reply or the error."""
-        request = control.decode_request(text)
         try:
+            request = control.decode_request(text)
             reply = await self._execute(request, actor, output)
         except errors.EngineError as error:
             output.add(control.encode_error(error))
@@ -67,6 +70,8 @@ class ControlNode(FileNode):
     async def _execute(
         self, request: commands.Request, actor: Actor, output: ControlFile | None
     ) -> Any:
+        if self._tree.read_only and commands.can_change(request):
+            raise errors.ReadOnly(f"{request.verb}: mounted read-only")
         await self._engine.settle()
 
         def progress(what: str, done: int, total: int | None) -> None:
@@ -130,6 +135,9 @@ class ControlFile:
         except errors.EngineError as error:
             if not self._output:
                 self.add(control.encode_error(error))
+        except Exception:
+            log.exception("a command failed: a bug; the mount lives on")
+            self.add(control.encode_error(errors.EngineError("a bug: the daemon's log has it")))
         finally:
             self._running = False
             self._news.set()

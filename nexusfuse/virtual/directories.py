@@ -64,7 +64,6 @@ class DirectoryNode(BaseNode):
         inode = self._engine.as_of(seq).find_inode(ino)
         return None if inode is None else to_entry(inode, self._tree.moments.number(seq, ino))
 
-
     def _moments(self, named: list[tuple[bytes, Seq]]) -> Listing:
         """List moments at which the directory existed.
 
@@ -195,9 +194,7 @@ class SnapshotsNode(DirectoryNode):
         return volatile(negative_entry())
 
     async def _list(self) -> Listing:
-        return self._moments(
-            [(s.name.encode(), s.seq) for s in snapshots.list_all(self._database)]
-        )
+        return self._moments([(s.name.encode(), s.seq) for s in snapshots.list_all(self._database)])
 
     async def mkdir(self, name: Name, actor: Actor) -> pyfuse3.EntryAttributes:
         await self._engine.settle()

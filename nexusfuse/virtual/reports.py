@@ -113,22 +113,31 @@ class EventStream(ReadOnlyFile):
         self._buffer = b""
 
     async def read(self, offset: int, length: int) -> bytes:
-        if not self._buffer:
-            query = log_reader.LogQuery(
-                path=self._path,
-                since_seq=Seq(self._cursor + 1),
-                limit=EVENTS_BATCH,
-                newest_first=False,
-            )
-            for record, undone in log_reader.entries(self._database, query):
-                self._buffer += record_line(record, undone)
-                self._cursor = record.seq
+        self._fill()
         taken, self._buffer = self._buffer[:length], self._buffer[length:]
         return taken
 
+    def _fill(self) -> None:
+        """Take the next records below the directory, if none are waiting."""
+        head = self._database.reader.head()
+        if self._buffer or head == self._cursor:
+            return
+        query = log_reader.LogQuery(
+            path=self._path,
+            since_seq=Seq(self._cursor + 1),
+            until_seq=head,
+            limit=EVENTS_BATCH,
+            newest_first=False,
+        )
+        found = list(log_reader.entries(self._database, query))
+        self._buffer = b"".join(record_line(record, undone) for record, undone in found)
+        # A full batch may not be all; otherwise everything up to the end has been looked at.
+        self._cursor = found[-1].record.seq if len(found) == EVENTS_BATCH else head
+
     def poll(self, handle: pyfuse3.PollHandle | None) -> int:
         """Return the poll(2) events that hold now; ``handle`` is told when more come."""
-        if self._buffer or self._database.reader.head() > self._cursor:
+        self._fill()
+        if self._buffer:
             return int(select.POLLIN)
         if handle is not None:
             self._tree.add_poller(handle)

@@ -38,6 +38,7 @@ class VirtualTree:
     Args:
         status: What ``status`` shows.
         invalidate: Takes note of what others committed and has the kernel forget it.
+        read_only: Refuse commands that change something.
         nursery: Where commands run whose reply is read while they run.
     """
 
@@ -45,12 +46,15 @@ class VirtualTree:
         self,
         engine: Engine,
         nursery: trio.Nursery,
+        *,
         status: Callable[[], dict[str, Any]],
         invalidate: Callable[[], Awaitable[None]],
+        read_only: bool,
     ) -> None:
         self.engine = engine
         self.status = status
         self.invalidate = invalidate
+        self.read_only = read_only
         self.start_soon = nursery.start_soon
         self.moments = Moments()
         self.names = Names()

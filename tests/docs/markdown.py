@@ -14,6 +14,7 @@ ELLIPSIS = "…"
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
+_RULER = re.compile(r"\|[ :|-]+$")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -74,12 +75,10 @@ def rows(text: str) -> list[list[str]]:
     """Return the cells of every table row, headings and rulers left out."""
     lines = text.splitlines()
     found = []
-    for index, line in enumerate(lines):
-        follows = lines[index + 1] if index + 1 < len(lines) else ""
-        if line.startswith("|") and not re.match(r"\|[ :|-]+$", line):
-            if not re.match(r"\|[ :|-]+$", follows):
-                cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
-                found.append([cell.strip().replace("\\|", "|") for cell in cells])
+    for line, follows in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith("|") and not (_RULER.match(line) or _RULER.match(follows)):
+            cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
+            found.append([cell.strip().replace("\\|", "|") for cell in cells])
     return found
 
 

@@ -49,9 +49,7 @@ def as_pattern(line: str) -> re.Pattern[str]:
 def missing(shown: list[str], output: str) -> list[str]:
     """Return the shown lines that the output does not have in their order."""
     lines = iter(output.splitlines())
-    return [
-        line for line in shown if not any(as_pattern(line).match(printed) for printed in lines)
-    ]
+    return [line for line in shown if not any(as_pattern(line).match(printed) for printed in lines)]
 
 
 def shell(mount: Mount, command: str, directory: Path) -> subprocess.CompletedProcess[str]:

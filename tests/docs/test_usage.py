@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from nexus_engine.config import StoreConfig
+from nexus_engine.history import moments, undo_existence, undo_names, undo_rights
 from nexus_engine.meta.check_queries import INTERVALS
 from nexus_engine.records import KINDS
-from nexus_engine.history import moments, undo_existence, undo_names, undo_rights
 from nexusfuse.ctl import exit_codes
 from nexusfuse.ctl.main import cli
 from nexusfuse.virtual.numbers import NAMES

@@ -83,6 +83,7 @@ class ComparingMachine(RuleBasedStateMachine):
         self.fhs: dict[int, int] = {}
         self.written: set[int] = set()
         self.saved: list[Saved] = []
+        self.reachable: list[Saved] = []
         self.before_last: ReferenceFs | None = None
         self.touched: list[bytes] = []
         self.differed = False
@@ -244,16 +245,24 @@ class ComparingMachine(RuleBasedStateMachine):
         live = self._compare_tree("before the moment")
         saved = Saved(self.driver.moment(), self.model.saved(), self.model.tree(), live)
         self.saved.append(saved)
+        self.reachable.append(saved)
         self.before_last = None
         return saved
 
     def _undo_since(self, saved: Saved, redo: bool) -> None:
         self._close_all()
+        if not any(saved is other for other in self.reachable):
+            return
         if self.model.tree() == saved.tree:
             return  # perhaps there is nothing to undo, and then nothing to redo
         self._compare_tree("before the undo")
         self.driver.undo_since(saved.moment)
         self._undone(saved.model, redo)
+        if not redo and not self.features.undo_since_takes_back_undos:
+            # What came between this moment and a later one is undone now, and
+            # stays so: the later one can be looked at but not returned to.
+            at = next(index for index, other in enumerate(self.reachable) if other is saved)
+            del self.reachable[at + 1 :]
 
     def _undone(self, before: ReferenceFs, redo: bool) -> None:
         self._require_same_tree("the tree after undo", before.tree(), self.driver.tree())
@@ -270,6 +279,7 @@ class ComparingMachine(RuleBasedStateMachine):
         # bytes: without this, a thousand examples hold a gigabyte.
         self.model = ReferenceFs()
         self.saved.clear()
+        self.reachable.clear()
 
     # Inside: what is drawn becomes a path
 

@@ -31,6 +31,8 @@ class Features:
     ``xattr_bytes`` bounds the names and values of one file (ext4: one block).
     ``history_of_open_files``: a moment includes what a handle that is still
     open has written. Where not, the machine closes such handles first.
+    ``undo_since_takes_back_undos``: ``undo_since`` counts undos among what it
+    undoes, and so returns even to a moment that an undo had gone back beyond.
     """
 
     uid: int = 0
@@ -44,6 +46,7 @@ class Features:
     history_of_open_files: bool = False
     exact_history_mtimes: bool = True
     supports_undo: bool = False
+    undo_since_takes_back_undos: bool = False
     supports_undo_last: bool = False
     supports_remount: bool = False
 

@@ -23,6 +23,7 @@ class MemoryDriver(ReferenceFs):
         supports_history=True,
         exact_history_mtimes=False,
         supports_undo=True,
+        undo_since_takes_back_undos=True,
         supports_undo_last=True,
         supports_remount=True,
     )

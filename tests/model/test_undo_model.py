@@ -34,6 +34,8 @@ NAMES = (b"a", b"b", b"c")
 
 Tree = dict[bytes, tuple[Any, ...]]
 
+_NEVER = Seq(0)
+
 
 class Step(NamedTuple):
     agent: int
@@ -73,7 +75,7 @@ class Player:
         self.clean = True
         """No undo among the steps had to leave or to force anything."""
 
-    async def play(self, step: Step, since: Seq = Seq(0)) -> None:
+    async def play(self, step: Step, since: Seq = _NEVER) -> None:
         self.world.actor = AGENTS[step.agent]
         try:
             if step.kind in UNDOS:
@@ -247,22 +249,25 @@ def explore(
 ) -> None:
     """Run a property: the same few examples every time, or with --slow many new ones."""
     slow = bool(request.config.getoption("--slow"))
-    run = given(*strategies)(test)
+    number = 0
+    run: Any = given(*strategies)(test)  # type: ignore[no-untyped-call]
     if slow:
         number = int(os.environ.get("NEXUS_MODEL_SEED") or int.from_bytes(os.urandom(4), "big"))
-        print(f"NEXUS_MODEL_SEED={number}")
         run = seed(number)(run)
-    settings(
+    again = f"NEXUS_MODEL_SEED={number}" if slow else "the same every time"
+    run = settings(
         max_examples=int(os.environ.get("NEXUS_MODEL_EXAMPLES", 2000 if slow else quick)),
         derandomize=not slow,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
-    )(run)()
-
-
-pytestmark = pytest.mark.timeout(3600)
+    )(run)
+    try:
+        run()
+    except Exception as error:
+        error.add_note(again)
+        raise
 
 
 def test_undoing_all_since_a_moment_is_that_moment_and_redo_takes_it_back(

@@ -60,9 +60,10 @@ class DirectoryStream:
     """Source: opendir(3), readdir(3), telldir(3), seekdir(3), rewinddir(3)."""
 
     def __init__(self, path: os.PathLike[str]) -> None:
-        self._stream = ctypes.c_void_p(_libc.opendir(os.fsencode(path)))
-        if not self._stream:
+        address = _libc.opendir(os.fsencode(path))
+        if not address:
             _fail(os.fspath(path))
+        self._stream = ctypes.c_void_p(address)
 
     def read(self) -> bytes | None:
         """Return the next name, ``None`` at the end."""
@@ -96,13 +97,14 @@ def _fail(name: str) -> None:
 def refused(*expected: int) -> Iterator[None]:
     """Require that the block fails with one of these errnos."""
     names = "|".join(errno.errorcode[number] for number in expected)
+    got = "success"
     try:
         yield
     except OSError as error:
-        got = errno.errorcode.get(error.errno or 0, str(error))
-        assert error.errno in expected, f"failed with {got}, expected {names}"
-    else:
-        raise AssertionError(f"succeeded, expected {names}")
+        if error.errno in expected:
+            return
+        got = str(error)
+    raise AssertionError(f"{got}, expected {names}")
 
 
 def run_as(uid: int, gid: int, action: Callable[[], object]) -> int:

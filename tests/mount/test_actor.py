@@ -56,7 +56,9 @@ def test_the_agent_is_in_the_environment_of_the_process(mount: Mount) -> None:
 
 def test_a_child_without_the_variable_works_for_its_nearest_ancestor(mount: Mount) -> None:
     """Also one that cleared its environment, and through several generations."""
-    script = "env -i touch cleared; env -u NEXUS_AGENT sh -c 'sh -c \"touch deep; true\"; true'; true"
+    script = (
+        "env -i touch cleared; env -u NEXUS_AGENT sh -c 'sh -c \"touch deep; true\"; true'; true"
+    )
     run(mount, "sh", "-c", script, NEXUS_AGENT="alice")
     assert actor_of(mount, "cleared")["agent"] == "alice"
     assert actor_of(mount, "deep")["agent"] == "alice"
@@ -64,7 +66,9 @@ def test_a_child_without_the_variable_works_for_its_nearest_ancestor(mount: Moun
 
 def test_the_nearest_of_several_agents_counts(mount: Mount) -> None:
     """An agent that starts another one is not held responsible for it."""
-    script = "touch outer; NEXUS_AGENT=bob sh -c 'touch inner; env -u NEXUS_AGENT touch below; true'"
+    script = (
+        "touch outer; NEXUS_AGENT=bob sh -c 'touch inner; env -u NEXUS_AGENT touch below; true'"
+    )
     run(mount, "sh", "-c", script, NEXUS_AGENT="alice")
     assert actor_of(mount, "outer")["agent"] == "alice"
     assert actor_of(mount, "inner")["agent"] == "bob"
@@ -88,7 +92,12 @@ def test_an_exec_under_the_same_pid_changes_the_agent(mount: Mount) -> None:
 
 def test_a_redirection_belongs_to_the_program_that_was_executed(mount: Mount) -> None:
     """``NEXUS_AGENT=alice program > file``: the shell's child makes the file, alice fills it."""
-    run(mount, "bash", "-c", "NEXUS_AGENT=alice bash -c 'echo text; touch inside; true' > file; true")
+    run(
+        mount,
+        "bash",
+        "-c",
+        "NEXUS_AGENT=alice bash -c 'echo text; touch inside; true' > file; true",
+    )
     assert actor_of(mount, "inside")["agent"] == "alice"
     records = mount.json("log", "file")
     assert [record["kind"] for record in records] == ["write", "create"]

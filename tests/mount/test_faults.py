@@ -7,18 +7,20 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import CTL, TIMEOUT_S, Mount
-from tests.mount.linux import NOBODY, refused
-from tests.mount.waiting import wait_until
+from tests.mount.linux import NOBODY, refused, run_as
+from tests.mount.waiting import runs, wait_until
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
 MIB = 1 << 20
@@ -112,15 +114,9 @@ def _kill_rounds(mount: Mount, tmp_path: Path, rng: random.Random, *, rounds: in
     manifest, promised = tmp_path / "manifest", 0
     manifest.touch()
     for round_number in range(rounds):
-        writers = [
-            subprocess.Popen(
-                [sys.executable, "-c", _WRITER, f"r{round_number}-w{i}", manifest, f"{rng.random()}"],
-                cwd=mount.path, stderr=subprocess.DEVNULL,
-            )
-            for i in range(3)
-        ]  # fmt: skip
+        writers = [_start_writer(mount, manifest, f"r{round_number}-w{i}", rng) for i in range(3)]
         wanted = promised + rng.randrange(5, 30)
-        wait_until(lambda wanted=wanted: _lines(manifest) >= wanted, "promises", 60)  # type: ignore[misc]
+        wait_until(partial(_holds, manifest, wanted), "promises", 60)
         pid = int(mount.status()["pid"])
         os.kill(pid, signal.SIGKILL)
         subprocess.run(["fusermount3", "-uz", mount.path], check=True, timeout=TIMEOUT_S)
@@ -131,6 +127,17 @@ def _kill_rounds(mount: Mount, tmp_path: Path, rng: random.Random, *, rounds: in
         assert promised >= wanted
         _require_kept(mount.path, manifest)
         assert mount.check() == []
+
+
+def _start_writer(
+    mount: Mount, manifest: Path, name: str, rng: random.Random
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _WRITER, name, str(manifest), f"{rng.random()}"]
+    return subprocess.Popen(command, cwd=mount.path, stderr=subprocess.DEVNULL)
+
+
+def _holds(manifest: Path, lines: int) -> bool:
+    return _lines(manifest) >= lines
 
 
 def _lines(path: Path) -> int:
@@ -152,7 +159,7 @@ def test_sigterm_keeps_what_was_closed_and_what_is_open(mount: Mount) -> None:
     (mount.path / "closed").write_text("closed")
     pid = int(mount.status()["pid"])
     os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: not _runs(pid), "the daemon ends")
+    wait_until(lambda: not runs(pid), "the daemon ends")
     with refused(errno.ENOTCONN):
         os.close(fd)
     if os.path.ismount(mount.path):
@@ -162,20 +169,14 @@ def test_sigterm_keeps_what_was_closed_and_what_is_open(mount: Mount) -> None:
     assert (mount.path / "open").read_text() == "written, not closed"
 
 
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
-
-
 def test_a_damaged_pack_gives_eio_for_what_it_held_and_nothing_else(mount: Mount) -> None:
     """A flipped byte is noticed at the read, named in the log and by fsck --deep."""
     (mount.path / "victim").write_bytes(random.Random(1).randbytes(100_000))
     (mount.path / "bystander").write_text("unharmed")
     mount.umount()
-    sound = {path: path.read_bytes() for path in (mount.store / "packs").rglob("*") if path.is_file()}
+    sound = {
+        path: path.read_bytes() for path in (mount.store / "packs").rglob("*") if path.is_file()
+    }
     needle = random.Random(1).randbytes(100_000)[50_000:50_100]
     damaged = [path for path, content in sound.items() if needle in content]
     assert len(damaged) == 1
@@ -208,7 +209,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Yield a directory on a disk of 24 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk]
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
     if subprocess.run(command, check=False, capture_output=True, timeout=60).returncode != 0:
         pytest.skip("no permission to mount a tmpfs")
     yield disk
@@ -257,10 +258,13 @@ def _require_refused(reachable: Path, tmp_path: Path) -> None:
     path, mount = _made(reachable / "mount"), Mount(_made(tmp_path / "owner"))
     mount.umount()
     store = reachable / "store"
-    mount.store.rename(store) if mount.store.stat().st_dev == reachable.stat().st_dev else None
+    shutil.copytree(mount.store, store)
     os.chown(path, NOBODY, NOBODY)
+    if run_as(NOBODY, NOBODY, lambda: os.stat(os.path.realpath(sys.executable))) != 0:
+        pytest.skip("nobody cannot run this Python")
+    command = [*CTL, "--store", str(store), "mount", str(path)]
     done = subprocess.run(
-        [*CTL, "--store", store, "mount", path],
+        command,
         user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True,
         check=False, timeout=60, cwd="/", env={**os.environ, "PYTHONPATH": os.getcwd()},
     )  # fmt: skip

@@ -76,6 +76,7 @@ ALICE_DELETES = """
 directories=(*/); modules=(*.py)
 for ((i = 0; i < ${#directories[@]}; i += 2)); do rm -rf "${directories[i]}"; done
 rm -f "${modules[@]:10:50}"
+find */ -type f | sort | awk 'NR % 3' | xargs -d '\\n' rm -f
 """
 
 
@@ -114,7 +115,8 @@ def test_the_main_job(mount: Mount, source: Path) -> None:
     assert undone["change_count"] == planned["change_count"]
     restored = fingerprint(top)
     assert differing(before, restored) == bobs
-    assert mount.sh(f"cd source && {GIT} status --short | wc -l").strip() == "4"
+    changed = mount.sh(f"cd source && {GIT} --no-optional-locks status --short")
+    assert len([line for line in changed.splitlines() if "__pycache__" not in line]) == 4
 
     mount.json("redo")
     assert differing(after, fingerprint(top)) == set()
@@ -152,7 +154,7 @@ def test_undo_brings_back_a_removed_tree_with_all_that_it_was(mount: Mount) -> N
     assert mount.sh(listing) == before
     mount.ctl("redo")
     assert os.listdir(mount.path) == []
-    mount.ctl("undo", "--last", "1")
+    mount.ctl("undo", "--agent", "careless")
     assert mount.sh(listing) == before
 
 
@@ -173,7 +175,9 @@ def test_undo_leaves_alone_what_somebody_else_changed_since(mount: Mount) -> Non
 @pytest.mark.timeout(600)
 def test_undo_of_a_removed_tree_of_10000_files(mount: Mount) -> None:
     """As large as real mistakes are."""
-    script = "for d in $(seq 100); do mkdir -p t/$d; for f in $(seq 100); do echo $d $f > t/$d/$f; done; done"
+    script = """
+    for d in $(seq 100); do mkdir -p t/$d; for f in $(seq 100); do echo $d $f > t/$d/$f; done; done
+    """
     subprocess.run(["bash", "-c", script], cwd=mount.path, check=True, timeout=300)
     before = fingerprint(mount.path)
     subprocess.run(["rm", "-rf", "t"], cwd=mount.path, check=True, timeout=300,

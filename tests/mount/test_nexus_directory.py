@@ -208,6 +208,7 @@ def test_tail_follows_events(mount: Mount) -> None:
     )
     try:
         assert tail.stdout is not None
+
         # Opened once the kernel shows it among the process's descriptors.
         def is_open() -> bool:
             fds = Path(f"/proc/{tail.pid}/fd")
@@ -230,5 +231,7 @@ def test_odd_names_have_versions(mount: Mount, name: str | bytes) -> None:
             file.write(content)
     directory = top + b"/.nexus/versions/" + encoded
     assert encoded in os.listdir(top + b"/.nexus/versions")
-    found = {open(directory + b"/" + seq, "rb").read() for seq in os.listdir(directory)}
+    found = {
+        Path(os.fsdecode(directory + b"/" + seq)).read_bytes() for seq in os.listdir(directory)
+    }
     assert {b"1", b"2"} <= found

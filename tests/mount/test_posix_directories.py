@@ -6,24 +6,24 @@ import os
 import random
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Mount
 from tests.mount.linux import DirectoryStream, kind
 
 MANY = 5000
 
 
 @pytest.fixture(scope="module")
-def crowd(shared_mount: object) -> Iterator[Path]:
-    """Yield a directory of ``MANY`` empty files, for tests that do not change it."""
-    directory = shared_mount.path / "crowd"  # type: ignore[attr-defined]
+def crowd(shared_mount: Mount) -> Path:
+    """Return a directory of ``MANY`` empty files, for tests that do not change it."""
+    directory = shared_mount.path / "crowd"
     directory.mkdir()
     for number in range(MANY):
         os.close(os.open(directory / f"{number:05d}", os.O_CREAT | os.O_WRONLY))
-    yield directory
+    return directory
 
 
 def test_a_listing_has_every_name_once_with_its_type_and_number(place: Path) -> None:
@@ -91,10 +91,10 @@ def test_a_listing_stays_right_while_entries_come_and_go(place: Path) -> None:
     seen: Counter[str] = Counter()
     stream = DirectoryStream(place)
     for number in range(10 * MANY):
-        name = stream.read()
-        if name is None:
+        entry = stream.read()
+        if entry is None:
             break
-        seen[os.fsdecode(name)] += 1
+        seen[os.fsdecode(entry)] += 1
         if leaving:
             os.unlink(place / leaving.pop())
             if number % 2:
