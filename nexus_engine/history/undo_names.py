@@ -203,18 +203,22 @@ class Names:
             self.refuse([self.units[seq, key]], Cause(LATER, by, key))
 
     def _require_agreement(self, unit: Unit) -> None:
-        """Where others took back a part of what moved together, the rest must stay too."""
+        """Where others took away what an inode moved to, it must not come back as well.
+
+        (Where others put it back themselves, the name that it moved to may go all the same.)
+        """
         if not unit.active or len(unit.keys) < 2 or not self._dirty.keys().isdisjoint(unit.keys):
             return
-        outcomes = {key: self.cells[key].outcome for key in unit.keys}
-        superseded = {
-            key: outcome.superseded[unit.seq]
-            for key, outcome in outcomes.items()
-            if unit.seq in outcome.superseded
-        }
-        if 0 < len(superseded) < len(unit.keys):
-            key, by = next(iter(superseded.items()))
-            self.refuse([unit], Cause(LATER, by, key))
+        overtaken: dict[Key, Seq] = {}
+        for key in unit.keys:
+            by = self.cells[key].outcome.superseded.get(unit.seq)
+            if by is not None:
+                overtaken[key] = by
+        if len(overtaken) == len(unit.keys):
+            return
+        for key, by in overtaken.items():
+            if self.cells[key].steps[unit.seq][1] != NO_INO:
+                self.refuse([unit], Cause(LATER, by, key))
 
     def _require_no_move(self, unit: Unit, key: Key, by: Seq) -> None:
         """A name that others moved on is not one that they took back."""

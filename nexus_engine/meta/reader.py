@@ -259,13 +259,7 @@ _LIST_ASOF = (
     " WHERE parent = ?1 AND hash > ?2 AND from_seq <= ?3 AND to_seq > ?3"
     " ORDER BY hash, name LIMIT ?4"
 )
-# The newest change of a child at or before the moment, and how many children are directories.
-_CHILD_CHANGE_ASOF = (
-    "SELECT max("
-    " coalesce((SELECT max(from_seq) FROM dentry WHERE parent = ?1 AND from_seq <= ?2), 0),"
-    " coalesce((SELECT max(from_seq) FROM dentry_past WHERE parent = ?1 AND from_seq <= ?2), 0),"
-    " coalesce((SELECT max(to_seq) FROM dentry_past WHERE parent = ?1 AND to_seq <= ?2), 0))"
-)
+_CHILD_CHANGE_ASOF = "SELECT coalesce(max(seq), 0) FROM child_change WHERE parent = ? AND seq <= ?"
 _SUBDIRECTORIES_ASOF = (
     "SELECT (SELECT count(*) FROM dentry WHERE parent = ?1 AND kind = 16384 AND from_seq <= ?2)"
     " + (SELECT count(*) FROM dentry_past WHERE parent = ?1 AND kind = 16384 AND from_seq <= ?2"

@@ -31,7 +31,7 @@ CREATE TABLE inode (
     content_seq INTEGER NOT NULL,    -- the operation that last changed the bytes
     target BLOB,                     -- symlinks
     -- Directories: time of the newest change of a child since from_seq. It stands for mtime and
-    -- ctime, and saves a version row per create; as-of views find it through dentry_from.
+    -- ctime, and saves a version row per create; as-of views find it through child_change.
     touched_ns INTEGER
 ) STRICT;
 
@@ -64,7 +64,6 @@ CREATE TABLE dentry (
     PRIMARY KEY (parent, hash, name)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX dentry_ino ON dentry (ino);
-CREATE INDEX dentry_from ON dentry (parent, from_seq);
 -- A directory's link count as of a moment is the number of directories in it then.
 CREATE INDEX dentry_directory ON dentry (parent, from_seq) WHERE kind = 16384;
 
@@ -79,9 +78,15 @@ CREATE TABLE dentry_past (
     PRIMARY KEY (parent, hash, name, to_seq)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX dentry_past_ino ON dentry_past (ino);
-CREATE INDEX dentry_past_from ON dentry_past (parent, from_seq);
-CREATE INDEX dentry_past_to ON dentry_past (parent, to_seq);
 CREATE INDEX dentry_past_directory ON dentry_past (parent, to_seq) WHERE kind = 16384;
+
+-- The operations at which a name in a directory came, went or changed: what a directory's times as
+-- of a moment are derived from.
+CREATE TABLE child_change (
+    parent INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (parent, seq)
+) STRICT, WITHOUT ROWID;
 
 -- Extents and xattrs of an inode that is gone stay here: the inode's own row says when it lived,
 -- removing it costs the same for a large file as for a small one, and so does bringing it back.

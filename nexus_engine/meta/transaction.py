@@ -48,6 +48,7 @@ _BURY_DENTRY = (
     " WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND from_seq < ?4"
 )
 _DROP_DENTRY = "DELETE FROM dentry WHERE parent = ? AND hash = ? AND name = ?"
+_ADD_CHILD_CHANGE = "INSERT OR IGNORE INTO child_change (parent, seq) VALUES (?, ?)"
 _TOUCH = "UPDATE inode SET touched_ns = ?, nlink = nlink + ? WHERE ino = ?"
 _OVERLAPPING = (
     "SELECT start, length, digest, chunk_offset FROM extent"
@@ -264,12 +265,14 @@ class Transaction(Reader):
         self._dirty = True
         kind = inode.mode & 0o170000
         self._run(_ADD_DENTRY, (parent, name_hash(name), name, inode.ino, kind, self.seq))
+        self._run(_ADD_CHILD_CHANGE, (parent, self.seq))
 
     def remove_dentry(self, parent: Ino, name: Name) -> None:
         self._dirty = True
         key = (parent, name_hash(name), name)
         self._run(_BURY_DENTRY, (*key, self.seq))
         self._run(_DROP_DENTRY, key)
+        self._run(_ADD_CHILD_CHANGE, (parent, self.seq))
 
     # -- content --
 

@@ -74,21 +74,14 @@ _EXTENTS_CHANGED = (
     " OR EXISTS (SELECT 1 FROM extent_past e"
     "  WHERE e.ino = j.value ->> 0 AND e.to_seq > j.value ->> 1)"
 )
-_CHILD_CHANGES = (
-    "SELECT from_seq AS seq FROM dentry WHERE parent = ?1 AND from_seq >= ?2"
-    " UNION ALL SELECT from_seq FROM dentry_past WHERE parent = ?1 AND from_seq >= ?2"
-    " UNION ALL SELECT to_seq FROM dentry_past WHERE parent = ?1 AND to_seq >= ?2"
-)
+_CHILD_CHANGES = "SELECT seq FROM child_change WHERE parent = ?1 AND seq >= ?2"
 _MTIME_ASOF = (
     "SELECT from_seq, mtime_ns FROM inode WHERE ino = ?1 AND from_seq <= ?2"
     " UNION ALL SELECT * FROM (SELECT from_seq, mtime_ns FROM inode_past"
     "  WHERE ino = ?1 AND to_seq > ?2 ORDER BY to_seq LIMIT 1) WHERE from_seq <= ?2 LIMIT 1"
 )
 _LAST_CHILD_CHANGE = (
-    "SELECT max("
-    " coalesce((SELECT max(from_seq) FROM dentry WHERE parent = ?1 AND from_seq <= ?2), 0),"
-    " coalesce((SELECT max(from_seq) FROM dentry_past WHERE parent = ?1 AND from_seq <= ?2), 0),"
-    " coalesce((SELECT max(to_seq) FROM dentry_past WHERE parent = ?1 AND to_seq <= ?2), 0))"
+    "SELECT coalesce(max(seq), 0) FROM child_change WHERE parent = ?1 AND seq <= ?2"
 )
 
 

@@ -73,7 +73,11 @@ class Player:
         self.world = world
         self.top = top
         self.clean = True
-        """No undo among the steps had to leave or to force anything."""
+        """No undo among the steps left or forced anything, or reached below what came later.
+
+        After one that did, names that went back and forth may be in conflict where a person
+        would see that they cancel out.
+        """
 
     async def play(self, step: Step, since: Seq = _NEVER) -> None:
         self.world.actor = AGENTS[step.agent]
@@ -190,7 +194,8 @@ class Player:
             plan = apply_undo(world.store, seqs, actor=ROOT, force=force).plan
         except errors.NothingToUndo:
             return
-        self.clean = self.clean and not plan.conflicts and not force
+        in_order = step.kind != "undo_one"
+        self.clean = self.clean and in_order and not plan.conflicts and not force
 
 
 def tree(world: World, at: Seq | None = None) -> Tree:
