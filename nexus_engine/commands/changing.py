@@ -24,7 +24,7 @@ from nexus_engine.history import restore as restoring
 from nexus_engine.history import snapshots
 from nexus_engine.history.select import Selector, select, select_redo
 from nexus_engine.history.undo import Conflict, Item, apply_undo, plan_undo
-from nexus_engine.history.undo_plan import REMOVE
+from nexus_engine.history.undo.plan import REMOVE
 from nexus_engine.permissions.modes import WRITE
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Inode, Path, Seq

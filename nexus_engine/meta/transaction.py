@@ -257,7 +257,9 @@ class Transaction(Reader):
 
     def touch_directory(self, ino: Ino, *, subdirectories: int = 0) -> None:
         """A child came, went or was replaced: mtime, ctime and nlink follow, with no version."""
-        self._run(_TOUCH, (self.now_ns, subdirectories, ino))
+        # The record's time, which as-of views go by, even where the clock went back.
+        time_ns = max(self.now_ns, self._head_time_ns)
+        self._run(_TOUCH, (time_ns, subdirectories, ino))
 
     # -- dentries --
 

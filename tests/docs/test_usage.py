@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from nexus_engine.config import StoreConfig
-from nexus_engine.history import moments, undo_existence, undo_names, undo_rights
+from nexus_engine.history import moments
+from nexus_engine.history.undo import existence, names, rights
 from nexus_engine.meta.check_queries import INTERVALS
 from nexus_engine.records import KINDS
 from nexusfuse.ctl import exit_codes
@@ -113,9 +114,9 @@ def test_every_reason_of_a_conflict_is_documented() -> None:
     reasons = {
         getattr(module, name)
         for module, names in (
-            (undo_names, ("LATER", "NOT_EMPTY", "NO_PARENT", "TWO_NAMES", "LOOP")),
-            (undo_existence, ("GONE", "VANISHES", "SURVIVES")),
-            (undo_rights, ("REFUSED",)),
+            (names, ("LATER", "NOT_EMPTY", "NO_PARENT", "TWO_NAMES", "LOOP")),
+            (existence, ("GONE", "VANISHES", "SURVIVES")),
+            (rights, ("REFUSED",)),
         )
         for name in names
     }

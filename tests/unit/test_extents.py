@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,7 +81,8 @@ def test_dirty_ranges_hold_the_bytes_written_last(steps: list[tuple[str, int, in
     assert found == expected
     assert dirty.bytes == len(expected) == sum(len(r.data) for r in ranges)
     assert all(r.start // CHUNK_BYTES == (r.end - 1) // CHUNK_BYTES for r in ranges)
-    assert all(a.end < b.start or a.end % CHUNK_BYTES == 0 for a, b in zip(ranges, ranges[1:]))
+    pairs = pairwise(ranges)
+    assert all(a.end < b.start or a.end % CHUNK_BYTES == 0 for a, b in pairs)
     assert bool(dirty) == bool(expected)
 
     dirty.remove(ranges)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from nexus_engine.history.undo_cells import BASE, Outcome, settle, settle_by_force
+from nexus_engine.history.undo.cells import BASE, Outcome, settle, settle_by_force
 from nexus_engine.types import Seq
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nexus_engine.history.undo_cells import settle
-from nexus_engine.history.undo_lives import Lives
-from nexus_engine.history.undo_names import Names
+from nexus_engine.history.undo.cells import settle
+from nexus_engine.history.undo.lives import Lives
+from nexus_engine.history.undo.names import Names
 from nexus_engine.meta.undo_queries import UndoQueries
 from nexus_engine.types import Ino, Inode, Seq
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from nexus_engine.history.undo_names import Names, Unit
+from nexus_engine.history.undo.names import Names, Unit
 from nexus_engine.meta.undo_queries import Operation, UndoQueries, VersionRow
 from nexus_engine.types import Ino, Inode, Seq
 

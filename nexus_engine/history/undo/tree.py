@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nexus_engine.history.undo_names import (
+from nexus_engine.history.undo.names import (
     LOOP,
     NO_PARENT,
     NOT_EMPTY,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from nexus_engine.history.undo_cells import BASE, Outcome, settle, settle_by_force
-from nexus_engine.history.undo_lives import History
+from nexus_engine.history.undo.cells import BASE, Outcome, settle, settle_by_force
+from nexus_engine.history.undo.lives import History
 from nexus_engine.meta.reader import AsOfReader
 from nexus_engine.types import SIZE_MAX, Extent, Inode, Seq
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from nexus_engine.history.undo_attributes import CONTENT, MODE, OWNER, XATTR, Attributes
-from nexus_engine.history.undo_existence import Existence
-from nexus_engine.history.undo_lives import Lives
-from nexus_engine.history.undo_names import LATER, Cause, Names
-from nexus_engine.history.undo_rights import REFUSED, Rights
-from nexus_engine.history.undo_times import DirectoryTimes
+from nexus_engine.history.undo.attributes import CONTENT, MODE, OWNER, XATTR, Attributes
+from nexus_engine.history.undo.existence import Existence
+from nexus_engine.history.undo.lives import Lives
+from nexus_engine.history.undo.names import LATER, Cause, Names
+from nexus_engine.history.undo.rights import REFUSED, Rights
+from nexus_engine.history.undo.times import DirectoryTimes
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.undo_queries import UndoQueries
 from nexus_engine.types import Ino, Inode, Seq

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from nexus_engine.history.undo_changes import InodeChange
-from nexus_engine.history.undo_plan import UndoPlan
+from nexus_engine.history.undo.changes import InodeChange
+from nexus_engine.history.undo.plan import UndoPlan
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
 from nexus_engine.types import ROOT_INO, SIZE_MAX, Ino, Path, Seq

@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from nexus_engine import errors
-from nexus_engine.history.undo_apply import Progress, write_plan
-from nexus_engine.history.undo_plan import Conflict, Item, UndoPlan, plan_undo
+from nexus_engine.history.undo.apply import Progress, write_plan
+from nexus_engine.history.undo.plan import Conflict, Item, UndoPlan, plan_undo
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Seq

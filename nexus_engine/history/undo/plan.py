@@ -2,9 +2,9 @@
 
 ::
 
-    operations ─→ Names: which names come back and go      undo_names, undo_tree
-               ─→ Existence: which inodes live             undo_existence, undo_lives
-               ─→ InodeChanges: attributes, content, times undo_changes, undo_attributes, undo_times
+    operations ─→ Names: which names come back and go      names, tree
+               ─→ Existence: which inodes live             existence, lives
+               ─→ InodeChanges: attributes, content, times changes, attributes, times
                ─→ UndoPlan: for people, and for ``apply``
 """
 
@@ -17,15 +17,15 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import msgspec
 
 from nexus_engine import errors
-from nexus_engine.history.undo_attributes import CONTENT
-from nexus_engine.history.undo_changes import InodeChange, InodeChanges, Refused
-from nexus_engine.history.undo_existence import Existence, check_rights
-from nexus_engine.history.undo_lives import Lives
-from nexus_engine.history.undo_names import Cause, Names, Unit
-from nexus_engine.history.undo_paths import Paths
-from nexus_engine.history.undo_rights import Rights
-from nexus_engine.history.undo_times import DirectoryTimes
-from nexus_engine.history.undo_tree import check_tree
+from nexus_engine.history.undo.attributes import CONTENT
+from nexus_engine.history.undo.changes import InodeChange, InodeChanges, Refused
+from nexus_engine.history.undo.existence import Existence, check_rights
+from nexus_engine.history.undo.lives import Lives
+from nexus_engine.history.undo.names import Cause, Names, Unit
+from nexus_engine.history.undo.paths import Paths
+from nexus_engine.history.undo.rights import Rights
+from nexus_engine.history.undo.times import DirectoryTimes
+from nexus_engine.history.undo.tree import check_tree
 from nexus_engine.meta.undo_queries import Key, Operation, UndoQueries
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Ino, Inode, Path, Seq

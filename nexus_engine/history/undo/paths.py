@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nexus_engine.history.undo_names import Names
+from nexus_engine.history.undo.names import Names
 from nexus_engine.meta.reader import PATH_DEPTH_MAX, Reader
 from nexus_engine.meta.undo_queries import Key, UndoQueries
 from nexus_engine.types import ROOT_INO, Ino, Path

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nexus_engine.history.undo_cells import BASE, Outcome, settle
+from nexus_engine.history.undo.cells import BASE, Outcome, settle
 from nexus_engine.meta.undo_queries import Key, NameRow, Operation, UndoQueries
 from nexus_engine.types import NO_INO, ROOT_INO, Ino, Seq
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from nexus_engine.history.undo_attributes import Attributes, settle_attributes
-from nexus_engine.history.undo_cells import Outcome, settle
-from nexus_engine.history.undo_lives import History, Lives
-from nexus_engine.history.undo_names import LATER, Cause, Names
-from nexus_engine.history.undo_rights import REFUSED, Rights
+from nexus_engine.history.undo.attributes import Attributes, settle_attributes
+from nexus_engine.history.undo.cells import Outcome, settle
+from nexus_engine.history.undo.lives import History, Lives
+from nexus_engine.history.undo.names import LATER, Cause, Names
+from nexus_engine.history.undo.rights import REFUSED, Rights
 from nexus_engine.meta.reader import AsOfReader, Reader
 from nexus_engine.meta.undo_queries import UndoQueries
 from nexus_engine.types import ROOT_INO, Ino, Inode, Seq
