@@ -18,7 +18,7 @@ import trio
 from nexus_engine import __version__
 from nexus_engine.engine import Engine
 from nexus_engine.oplog.peers import PeerSocket
-from nexusfuse import logs
+from nexusfuse import logs, scheduling
 from nexusfuse.invalidate import Invalidator
 from nexusfuse.mount import MountOptions, fuse_options, mount, raise_read_ahead
 from nexusfuse.operations import Operations
@@ -45,6 +45,7 @@ async def serve(
         EngineError: The store cannot be opened, or not mounted.
     """
     logs.configure(debug=options.debug, log_file=options.log_file)
+    scheduling.install()
     engine = Engine.start(store)
     operations = Operations(engine, read_only=options.read_only)
     invalidator = Invalidator(engine)

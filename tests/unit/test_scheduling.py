@@ -1,0 +1,116 @@
+"""The turns of pyfuse3's workers: fast while nobody waits, fair as soon as somebody does."""
+
+from __future__ import annotations
+
+import os
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from nexusfuse.scheduling import FAST_MAX, UnfairLock, _Lowlevel
+
+
+async def test_one_holds_the_lock_at_a_time() -> None:
+    lock = UnfairLock()
+    inside = 0
+
+    async def worker() -> None:
+        nonlocal inside
+        for _ in range(20):
+            async with lock:
+                inside += 1
+                assert inside == 1
+                await trio.lowlevel.checkpoint()
+                inside -= 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(worker)
+
+
+async def test_the_releaser_may_take_it_again_at_once() -> None:
+    """A handler that never waits lets its worker go on, with no other task in between."""
+    lock = UnfairLock()
+    turns: list[str] = []
+
+    async def other() -> None:
+        async with lock:
+            turns.append("other")
+
+    async with trio.open_nursery() as nursery:
+        await lock.__aenter__()
+        nursery.start_soon(other)
+        await wait_all_tasks_blocked()
+        for _ in range(3):
+            await lock.__aexit__(None, None, None)
+            await lock.__aenter__()
+            turns.append("same")
+        await lock.__aexit__(None, None, None)
+    assert turns == ["same", "same", "same", "other"]
+
+
+async def test_a_handler_that_waits_delays_nobody() -> None:
+    """While one worker waits for a slow backend, another reads and answers."""
+    lock = UnfairLock()
+    answered = trio.Event()
+
+    async def other() -> None:
+        async with lock:
+            answered.set()
+
+    async with trio.open_nursery() as nursery:
+        await lock.__aenter__()
+        nursery.start_soon(other)
+        await wait_all_tasks_blocked()
+        await lock.__aexit__(None, None, None)
+        with trio.fail_after(5):
+            await answered.wait()  # the slow backend: it answers only after the other request
+
+
+async def test_a_cancelled_worker_takes_no_turn_from_others() -> None:
+    lock = UnfairLock()
+    done: list[str] = []
+
+    async def worker(name: str, scope: trio.CancelScope) -> None:
+        with scope:
+            async with lock:
+                done.append(name)
+
+    async with trio.open_nursery() as nursery:
+        await lock.__aenter__()
+        scopes = [trio.CancelScope() for _ in range(3)]
+        for number, scope in enumerate(scopes):
+            nursery.start_soon(worker, f"worker {number}", scope)
+            await wait_all_tasks_blocked()
+        scopes[0].cancel()
+        await wait_all_tasks_blocked()
+        await lock.__aexit__(None, None, None)
+    assert done == ["worker 1", "worker 2"]
+
+
+async def test_other_tasks_run_under_a_flood_of_requests() -> None:
+    """Uploads, timers and stops must not starve while the kernel always has another request."""
+    reader, writer = os.pipe()
+    os.write(writer, b"always readable")
+    lowlevel = _Lowlevel()
+    ran = False
+
+    async def other() -> None:
+        nonlocal ran
+        ran = True
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            for _ in range(FAST_MAX):
+                await lowlevel.wait_readable(reader)
+            assert not ran, "a request that is there already needs no event loop"
+            await lowlevel.wait_readable(reader)
+            assert ran
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+async def test_the_rest_of_trio_is_as_it_was() -> None:
+    assert _Lowlevel().current_task() is trio.lowlevel.current_task()
