@@ -105,7 +105,9 @@ async def test_other_tasks_run_under_a_flood_of_requests() -> None:
             for _ in range(FAST_MAX):
                 await lowlevel.wait_readable(reader)
             assert not ran, "a request that is there already needs no event loop"
-            await lowlevel.wait_readable(reader)
+            for _ in range(2):  # trio runs what is ready in random order: at the latest the second
+                for _ in range(FAST_MAX + 1):
+                    await lowlevel.wait_readable(reader)
             assert ran
     finally:
         os.close(reader)
