@@ -104,6 +104,8 @@ class Engine:
             if file is not None:
                 attributes.check_size(new.size)
                 inode = await self.content.truncate(file, new.size, actor)
+                # No FLUSH may ever follow: truncate(2) of a file that somebody else has open.
+                await self.content.flush(file)
                 new = new._replace(size=None)
                 if not any(field is not None for field in new):
                     return inode
@@ -200,7 +202,11 @@ class Engine:
         inode = self.reader.get_inode(ino)
         handle = self.content.open(inode, actor)
         if flags & os.O_TRUNC:
-            await self.content.truncate(handle.file, 0, actor)
+            try:
+                await self.content.truncate(handle.file, 0, actor)
+            except errors.EngineError:
+                await self.content.release(handle)
+                raise
         return handle
 
     async def read(self, handle: Handle, offset: int, length: int) -> bytes:
@@ -303,6 +309,8 @@ class Engine:
             try:
                 await self._upkeep()
                 failing = ""
+            except errors.StoreBusy:
+                continue  # another process is writing; the next round does it
             except errors.EngineError as error:
                 # A full disk, say: nothing is lost by waiting, and one line says it all.
                 if str(error) != failing:
@@ -321,7 +329,11 @@ class Engine:
             self._synced = (now_s, head)
         await anyio.to_thread.run_sync(self.store.checkpoint)
         await anyio.to_thread.run_sync(self.store.chunks.seal_full)
-        self.store.note_sealed_packs()
+        complete = self.store.complete_packs()
+        if complete:
+            await self.content.renew_intents()
+            await self.sync()
+            self.store.retire_packs(complete)
 
     def figures(self) -> dict[str, int]:
         """Return the engine's own gauges, for status displays."""

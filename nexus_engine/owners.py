@@ -39,10 +39,14 @@ class OwnerLock:
 def claim(peers: Path) -> OwnerLock:
     """Become an owner."""
     peers.mkdir(mode=0o700, exist_ok=True)
-    path = peers / f"{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}"
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    return OwnerLock(path, fd)
+    while True:
+        path = peers / f"{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}"
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # Between the two somebody may have found the file unlocked and cleared it away.
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(fd)):
+            return OwnerLock(path, fd)
+        os.close(fd)
 
 
 def owners(peers: Path) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,9 +18,11 @@ import msgspec
 from nexus_engine import errors
 from nexus_engine.cas.pack import KIND_CHUNK, KIND_INTENT
 from nexus_engine.fs.files import Intent, WriteSession, commit_session
+from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import owners, take_over
+from nexus_engine.records import Change
 from nexus_engine.store import Store
-from nexus_engine.types import Digest, Ino
+from nexus_engine.types import SIZE_MAX, Digest, Ino, Inode
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +145,28 @@ def _finish(store: Store, intent: Intent, locations: dict[Digest, tuple[Any, ...
             intent.ino, session.actor.pid, len(missing),
         )  # fmt: skip
         return False
-    committed = store.transact(
-        commit_session, intent.actor, session, lambda digest: locations.get(digest)
-    )
-    return committed is not None
+    rule = commit_session if inode.content_seq == intent.base else _commit_beneath
+    return store.transact(rule, intent.actor, session, locations.get) is not None
+
+
+def _commit_beneath(
+    tx: Transaction,
+    session: WriteSession,
+    locate: Callable[[Digest], tuple[Any, ...] | None],
+) -> Inode | None:
+    """Make the session a version of the file, and what others wrote since its content again.
+
+    Nothing of either is lost, and the newest is what the file shows.
+    """
+    newest = tx.get_inode(session.ino)
+    if commit_session(tx, session, locate) is None:
+        return None
+    kept = tx.as_of(newest.content_seq).extents(newest.ino, 0, SIZE_MAX)
+    tx.truncate_extents(newest.ino, 0)
+    tx.put_extents(newest.ino, kept)
+    after = newest._replace(from_seq=tx.seq, content_seq=tx.seq, ctime_ns=tx.now_ns)
+    tx.put_inode(after)
+    tx.add_touched(newest.ino)
+    details = {"content_seq": newest.content_seq}
+    tx.commit(Change("recover", newest.ino, tx.any_path_of(newest.ino), details=details))
+    return after

@@ -52,7 +52,7 @@ class Store:
         self.database = database
         self.reader = database.reader
         self._thread = threading.get_ident()
-        self._readers = threading.local()
+        self._idle_readers: list[Reader] = []
         self._reader_connections: list[Connection] = []
         self.peers = path / "peers"
         self._lock = claim(self.peers)
@@ -187,18 +187,32 @@ class Store:
     def has_unsynced_chunks(self) -> bool:
         return any(pack.synced_length < pack.length for pack in self.chunks.packs_written())
 
-    def note_sealed_packs(self) -> None:
-        """Enter into the database which of our packs are complete."""
-        sealed = [pack for pack in self.chunks.packs_written() if pack.sealed]
-        for pack in sealed:
-            note = self.database.seal_pack if pack.length else self.database.remove_pack
-            self.upkeep(note, pack.pack)
-        self.chunks.forget_sealed(pack.pack for pack in sealed)
+    def complete_packs(self) -> list[str]:
+        """Return this process's packs that are complete and not yet retired."""
+        return [pack.pack for pack in self.chunks.packs_written() if pack.sealed]
+
+    def retire_packs(self, names: list[str]) -> None:
+        """Enter into the database that recovery need not look into these packs any more.
+
+        Their intents must have been renewed, or their sessions ended. Tried once.
+
+        Raises:
+            StoreBusy: Another process is writing; nothing happened.
+        """
+        packs = [pack for pack in self.chunks.packs_written() if pack.pack in names]
+        pending = self.chunks.pending_in(names)
+        self.database.retire_packs(
+            empty=[pack.pack for pack in packs if not pack.length],
+            full=[pack.pack for pack in packs if pack.length],
+            chunks=[(digest, *location) for digest, location in pending.items()],
+        )
+        self.chunks.forget_pending(pending)
+        self.chunks.forget_sealed(names)
 
     def close(self) -> None:
         """Sync and close."""
         self.chunks.close()
-        self.note_sealed_packs()
+        _retry(self.retire_packs, self.complete_packs())
         self.database.sync()
         self.abandon()
         self._lock.release()
@@ -212,7 +226,18 @@ class Store:
     # -- callbacks of the chunk store, which may come from worker threads --
 
     def _find_chunk(self, digest: Digest) -> Location | None:
-        row = self._thread_reader().find_chunk(digest)
+        if threading.get_ident() == self._thread:
+            row = self.reader.find_chunk(digest)
+        else:
+            # A connection serves one thread at a time; threads come and go, so it is lent.
+            try:
+                reader = self._idle_readers.pop()
+            except IndexError:
+                connection = Connection(str(self.path / DATABASE_NAME))
+                self._reader_connections.append(connection)
+                reader = Reader(connection)
+            row = reader.find_chunk(digest)
+            self._idle_readers.append(reader)
         return None if row is None else Location._make(row)
 
     def _add_pack(self, name: str) -> None:
@@ -222,17 +247,6 @@ class Store:
             connection = Connection(str(self.path / DATABASE_NAME))
             _retry(Database(connection, self.clock).add_pack, name, self.owner)
             connection.close()
-
-    def _thread_reader(self) -> Reader:
-        """Return a reader for the calling thread: a connection serves one thread at a time."""
-        if threading.get_ident() == self._thread:
-            return self.reader
-        reader: Reader | None = getattr(self._readers, "reader", None)
-        if reader is None:
-            connection = Connection(str(self.path / DATABASE_NAME))
-            self._reader_connections.append(connection)
-            reader = self._readers.reader = Reader(connection)
-        return reader
 
 
 def _require_empty(path: FilePath) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -153,6 +153,11 @@ class ChunkStore:
         the same content at the same time: whoever inserts second keeps the first row.
         """
         return self._pending.get(digest)
+
+    def pending_in(self, packs: Container[str]) -> dict[Digest, Location]:
+        """Return the pending chunks that lie in some packs."""
+        with self._lock:
+            return {d: place for d, place in self._pending.items() if place.pack in packs}
 
     def forget_pending(self, digests: Iterable[Digest]) -> None:
         """Say that the index has them: after the commit, not before."""

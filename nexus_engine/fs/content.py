@@ -27,6 +27,8 @@ R = TypeVar("R")
 
 INLINE_BYTES = 65536
 """Up to this size hashing and compressing costs less than a thread's wake-up."""
+INLINE_RANGES = 32
+BATCH_RANGES = 1024
 _STORED_MAX = 65536
 _MIB = 1024 * 1024
 
@@ -151,7 +153,7 @@ class Content:
             extents = self._reader.extents(file.ino, offset, length)
             return await read_extents(self._store, extents, offset, length)
 
-        length = min(length, session.size - offset)
+        length = min(length, session.size_over(self._committed(file).size) - offset)
         if length <= 0:
             return b""
         end = offset + length
@@ -161,11 +163,14 @@ class Content:
             (max(r.start, offset), bytes(r.data[max(0, offset - r.start) : end - r.start]))
             for r in session.dirty.overlapping(offset, end)
         ]
-        extents = [
-            extent._replace(length=min(extent.end, session.floor) - extent.start)
-            for extent in self._reader.extents(file.ino, offset, length)
-            if extent.start < session.floor
-        ]
+        extents = self._reader.extents(file.ino, offset, length)
+        floor = session.floor
+        if floor is not None:
+            extents = [
+                extent._replace(length=min(extent.end, floor) - extent.start)
+                for extent in extents
+                if extent.start < floor
+            ]
         extents += session.staged.overlapping(offset, end)
         if len(dirty) == 1 and dirty[0][0] == offset and len(dirty[0][1]) == length:
             return dirty[0][1]
@@ -185,12 +190,15 @@ class Content:
         if self._dirty_bytes > self._dirty_limit:
             await self._relieve()
         file = handle.file
+        await self._split_from_others(file, handle.actor)
         await file.gate.take()
         try:
             session = file.session or self._begin(file, handle.actor)
             # Before, not after: a write that fails must not have happened.
             if session.dirty.bytes >= CHUNK_BYTES and (full := session.dirty.full_ranges()):
                 await self._stage(session, full)
+            if crowded := session.dirty.crowded_ranges():
+                await self._stage(session, crowded)
             before = session.dirty.bytes
             session.write(offset, data, self._clock.time_ns())
             self._dirty_bytes += session.dirty.bytes - before
@@ -200,6 +208,7 @@ class Content:
 
     async def truncate(self, file: OpenFile, size: int, actor: Actor) -> Inode:
         """Set the size of an open file, as part of its session."""
+        await self._split_from_others(file, actor)
         await file.gate.take()
         try:
             session = file.session or self._begin(file, actor)
@@ -209,6 +218,23 @@ class Content:
             return session.over(self._committed(file))
         finally:
             file.gate.give()
+
+    async def _split_from_others(self, file: OpenFile, actor: Actor) -> None:
+        """End the session of somebody else: what two agents do are two operations.
+
+        Processes of one user, agent and login session share one: a database's workers write to
+        one file in turns, and a version for each turn would help nobody.
+        """
+        session = file.session
+        if session is not None and file.ino not in self.unlinked:
+            theirs = session.actor
+            if (theirs.uid, theirs.agent, theirs.session, theirs.principal) != (
+                actor.uid,
+                actor.agent,
+                actor.session,
+                actor.principal,
+            ):
+                await self.seal(file)
 
     def find_file(self, ino: Ino) -> OpenFile | None:
         return self._files.get(ino)
@@ -223,7 +249,7 @@ class Content:
         """Move dirty ranges into chunks. The file's gate is held."""
         data = [dirty.data for dirty in ranges]
         total = sum(map(len, data))
-        if total <= INLINE_BYTES:
+        if total <= INLINE_BYTES and len(data) <= INLINE_RANGES:
             digests = self._chunks.put_many(data)
         else:
             digests = await self._in_thread(partial(self._chunks.put_many, data))
@@ -250,13 +276,15 @@ class Content:
 
     async def _stage_all(self, session: WriteSession) -> None:
         """Move all dirty ranges into chunks, a bounded number of bytes at a time."""
-        while ranges := session.dirty.ranges():
-            batch, total = [], 0
-            for dirty in ranges:
-                batch.append(dirty)
-                total += len(dirty.data)
-                if total >= CHUNK_BYTES:
-                    break
+        batch: list[DirtyRange] = []
+        total = 0
+        for dirty in session.dirty.ranges():
+            batch.append(dirty)
+            total += len(dirty.data)
+            if total >= CHUNK_BYTES or len(batch) >= BATCH_RANGES:
+                await self._stage(session, batch)
+                batch, total = [], 0
+        if batch:
             await self._stage(session, batch)
 
     async def _relieve(self) -> None:
@@ -280,13 +308,15 @@ class Content:
         session = file.session
         if session is None or not session.unflushed:
             return
+        if file.ino in self.unlinked:
+            return  # without a name there is nothing to come back to after a crash
         await file.gate.take()
         try:
             session = file.session
             if session is None or not session.unflushed:
                 return
             ranges = session.dirty.ranges()
-            if session.dirty.bytes > INLINE_BYTES:
+            if session.dirty.bytes > INLINE_BYTES or len(ranges) > INLINE_RANGES:
                 await self._stage_all(session)
                 ranges = []
             if len(session.staged) + len(ranges) <= INTENT_EXTENTS_MAX:
@@ -309,14 +339,32 @@ class Content:
                 await self._stage_all(session)
                 if file.ino in self.unlinked:
                     return  # no name, but still open: the session holds the content
-                file.inode = await self._store.write(
+                committed = await self._store.write(
                     commit_session, session.actor, session, self._store.locate
                 )
-                self._chunks.forget_pending([e.digest for e in session.staged.all()])
+                if committed is None:  # another process removed it
+                    self.unlinked.add(file.ino)
+                    if file.handles:
+                        return
+                else:
+                    # Only what a row names now: another session may rely on the rest.
+                    self._chunks.forget_pending([e.digest for e in session.staged.all()])
+                    file.inode = committed
             file.session = None
         finally:
             file.gate.give()
         self._drop_if_unused(file)
+
+    async def renew_intents(self) -> None:
+        """Write the intents of open sessions again, into the pack of now.
+
+        A pack that is complete is not looked at after a crash.
+        """
+        for file in list(self._files.values()):
+            session = file.session
+            if session is not None and session.flushes and not session.unflushed:
+                session.unflushed = True
+                await self.flush(file)
 
     async def seal_inode(self, ino: Ino) -> None:
         """End the session of an inode, if there is one, before something else happens to it."""

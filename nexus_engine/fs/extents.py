@@ -10,6 +10,10 @@ CHUNK_BYTES = 1024 * 1024
 """Files are cut at multiples of this, so that equal content gives equal chunks."""
 
 
+RANGES_MAX = 256
+"""Separate dirty ranges within one chunk's length, before they are moved into chunks."""
+
+
 class ExtentMap:
     """Extents in file order, disjoint; a later one covers what it overlaps."""
 
@@ -80,6 +84,7 @@ class DirtyMap:
 
     def __init__(self) -> None:
         self._windows: dict[int, list[DirtyRange]] = {}
+        self._crowded: set[int] = set()
         self.bytes = 0
 
     def __bool__(self) -> bool:
@@ -112,6 +117,8 @@ class DirtyMap:
             self.bytes += len(data)
             return
         end = start + len(data)
+        if len(ranges) >= RANGES_MAX:
+            self._crowded.add(index)
         joined = [r for r in ranges if r.start <= end and r.end >= start]
         if not joined:
             ranges.append(DirtyRange(start, bytearray(data)))
@@ -159,6 +166,10 @@ class DirtyMap:
             if dirty.start < end and dirty.end > start
         ]
 
+    def crowded_ranges(self) -> list[DirtyRange]:
+        """Return the ranges of windows that hold too many to go on sorting."""
+        return [dirty for index in self._crowded for dirty in self._windows.get(index, ())]
+
     def full_ranges(self) -> list[DirtyRange]:
         """Return the ranges that fill a whole chunk."""
         return [
@@ -179,4 +190,5 @@ class DirtyMap:
             ranges.remove(dirty)
             if not ranges:
                 del self._windows[index]
+                self._crowded.discard(index)
             self.bytes -= len(dirty.data)

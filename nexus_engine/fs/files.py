@@ -33,8 +33,10 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
     head: int
     """The log's end when this was written: a commit of the session lies after it."""
     ino: int
-    floor: int
-    size: int
+    base: int
+    """The file's content when the session began: its ``content_seq``."""
+    floor: int | None
+    end: int
     mtime_ns: int
     actor: Actor
     extents: list[Extent]
@@ -48,9 +50,11 @@ class WriteSession:
         self.ino = inode.ino
         self.actor = actor
         self.started_ns = started_ns
-        self.floor = inode.size
-        """Committed bytes below this still show where nothing covers them."""
-        self.size = inode.size
+        self.base = inode.content_seq
+        self.floor: int | None = None
+        """Once truncated: committed bytes below this still show where nothing covers them."""
+        self.end = 0
+        """Once truncated the size of the file; before, the end of what was written."""
         self.mtime_ns = started_ns
         self.staged = ExtentMap()
         self.dirty = DirtyMap()
@@ -65,21 +69,26 @@ class WriteSession:
             raise errors.FileTooBig(f"{end} bytes; at most {SIZE_MAX}")
         if data:
             self.dirty.write(offset, data)
-            self.size = max(self.size, end)
+            self.end = max(self.end, end)
         self.mtime_ns = now_ns
         self.unflushed = True
 
     def truncate(self, size: int, now_ns: int) -> None:
         self.dirty.truncate(size)
         self.staged.truncate(size)
-        self.floor = min(self.floor, size)
-        self.size = size
+        self.floor = size if self.floor is None else min(self.floor, size)
+        self.end = size
         self.mtime_ns = now_ns
         self.unflushed = True
 
+    def size_over(self, committed: int) -> int:
+        """Return the file's size over committed content, which others may have made longer."""
+        return max(committed, self.end) if self.floor is None else self.end
+
     def over(self, inode: Inode) -> Inode:
         """Return the inode as programs see it, the session included."""
-        return inode._replace(size=self.size, mtime_ns=self.mtime_ns, ctime_ns=self.mtime_ns)
+        size = self.size_over(inode.size)
+        return inode._replace(size=size, mtime_ns=self.mtime_ns, ctime_ns=self.mtime_ns)
 
     def intent(self, head: Seq, extents: list[Extent]) -> bytes:
         """Return the session so far, to be replayed after a crash.
@@ -96,8 +105,9 @@ class WriteSession:
                 flushes=self.flushes,
                 head=head,
                 ino=self.ino,
+                base=self.base,
                 floor=self.floor,
-                size=self.size,
+                end=self.end,
                 mtime_ns=self.mtime_ns,
                 actor=self.actor,
                 extents=extents,
@@ -108,8 +118,9 @@ class WriteSession:
     def from_intent(cls, intent: Intent, inode: Inode) -> WriteSession:
         """Return a session as an intent remembers it."""
         session = cls(intent.session, inode, intent.actor, intent.mtime_ns)
-        session.floor = min(intent.floor, inode.size)
-        session.size = intent.size
+        session.base = Seq(intent.base)
+        session.floor = intent.floor
+        session.end = intent.end
         session.flushes = intent.flushes
         for extent in intent.extents:
             session.staged.put(extent)
@@ -131,7 +142,7 @@ def commit_session(
     before = tx.find_inode(session.ino)
     if before is None or before.nlink == 0:
         return None
-    if session.floor < before.size:
+    if session.floor is not None and session.floor < before.size:
         tx.truncate_extents(session.ino, session.floor)
     extents = session.staged.all()
     for digest in {extent.digest for extent in extents}:
@@ -141,14 +152,14 @@ def commit_session(
     tx.put_extents(session.ino, extents)
     after = before._replace(
         from_seq=tx.seq,
-        size=session.size,
+        size=session.size_over(before.size),
         mtime_ns=session.mtime_ns,
         ctime_ns=session.mtime_ns,
         content_seq=tx.seq,
     )
     tx.put_inode(after)
     details = {
-        "size": session.size,
+        "size": after.size,
         "session": session.id.hex(),
         "flushes": session.flushes,
         "extents": len(extents),

@@ -10,11 +10,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from nexus_engine.clock import Clock
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.reader import AsOfReader, Reader
-from nexus_engine.meta.transaction import Transaction
+from nexus_engine.meta.transaction import ADD_CHUNK, Transaction
 from nexus_engine.types import Actor, Ino, Seq
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+ChunkRow = tuple[Any, ...]
 
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 """Past this size the write-ahead log is copied back, by a thread."""
@@ -58,10 +60,10 @@ class Database:
             StoreBusy: Another process is writing; nothing happened, try again.
         """
         transaction = self._transaction
-        transaction.begin(actor)
-        first = transaction.seq
         done = False
         try:
+            transaction.begin(actor)
+            first = transaction.seq
             result = rule(transaction, *args, **kwargs)
             transaction.end()
             done = True
@@ -90,6 +92,29 @@ class Database:
 
     def seal_pack(self, name: str) -> None:
         self.connection.run("UPDATE pack SET owner = NULL WHERE name = ?", (name,))
+
+    def retire_packs(self, empty: list[str], full: list[str], chunks: list[ChunkRow]) -> None:
+        """Nobody appends to these packs any more, and recovery need not look into them.
+
+        Args:
+            empty: Nothing was written to them.
+            chunks: What is in them that no row names yet: (digest, pack name, offset, stored
+                length, length, codec). Sessions that go on rely on them.
+        """
+        run, done = self.connection.run, False
+        run("BEGIN IMMEDIATE")
+        try:
+            if chunks:
+                self.connection.run_many(ADD_CHUNK, chunks)
+            for name in empty:
+                self.remove_pack(name)
+            for name in full:
+                self.seal_pack(name)
+            run("COMMIT")
+            done = True
+        finally:
+            if not done:
+                run("ROLLBACK")
 
     def remove_pack(self, name: str) -> None:
         """Forget a pack that nothing was written to."""

@@ -68,7 +68,7 @@ _BURY_XATTR = (
     " SELECT ino, name, value, from_seq, ?3 FROM xattr WHERE ino = ?1 AND name = ?2"
     " AND from_seq < ?3"
 )
-_ADD_CHUNK = (
+ADD_CHUNK = (
     "INSERT OR IGNORE INTO chunk (digest, pack, offset, stored_length, length, codec)"
     " VALUES (?, (SELECT id FROM pack WHERE name = ?), ?, ?, ?, ?)"
 )
@@ -95,6 +95,7 @@ class Transaction(Reader):
         self._head_hash = records.GENESIS_HASH
         self._head_seq = Seq(0)
         self._head_time_ns = 0
+        self._begun = (self._head_seq, self._head_hash, self._head_time_ns)
         self._next_ino = self._ino_limit = 0
         self._paths: dict[Ino, Path] = {ROOT_INO: Path(b"")}
         self._actors: dict[Actor, int] = {}
@@ -104,6 +105,7 @@ class Transaction(Reader):
 
     def begin(self, actor: Actor) -> None:
         self._run("BEGIN IMMEDIATE")
+        self._begun = (self._head_seq, self._head_hash, self._head_time_ns)
         (version,) = self._one("PRAGMA data_version") or (0,)
         if version != self._data_version:
             self._reload()
@@ -131,6 +133,7 @@ class Transaction(Reader):
     def abort(self) -> None:
         if self._connection.in_transaction:
             self._run("ROLLBACK")
+        self._head_seq, self._head_hash, self._head_time_ns = self._begun
         self._data_version = -1
 
     def _reload(self) -> None:
@@ -320,7 +323,7 @@ class Transaction(Reader):
         Args:
             location: (pack name, offset, stored length, length, codec).
         """
-        self._run(_ADD_CHUNK, (digest, *location))
+        self._run(ADD_CHUNK, (digest, *location))
 
     # -- xattrs --
 
