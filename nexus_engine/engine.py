@@ -23,6 +23,7 @@ from nexus_engine.fs import attributes, namespace
 from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.fs.content import Content, read_extents
 from nexus_engine.fs.files import Handle
+from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import AsOfReader, Listed, View
 from nexus_engine.oplog.tail import Stale, Tail
 from nexus_engine.recovery import recover
@@ -276,6 +277,10 @@ class Engine:
         """
         await self.content.seal_all()
         return self.reader.head()
+
+    async def in_reader(self, action: Callable[[Database], R]) -> R:
+        """Run a query that may take long in a thread, on a connection of its own."""
+        return await anyio.to_thread.run_sync(self.store.with_reader, action)
 
     async def in_peer(self, action: Callable[[Store], R]) -> R:
         """Run long work in a thread with the store opened a second time, as another process would.

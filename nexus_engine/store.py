@@ -187,6 +187,14 @@ class Store:
     def has_unsynced_chunks(self) -> bool:
         return any(pack.synced_length < pack.length for pack in self.chunks.packs_written())
 
+    def with_reader(self, action: Callable[[Database], R]) -> R:
+        """Run queries on a connection of their own; from any thread."""
+        database = Database(Connection(str(self.path / DATABASE_NAME)), self.clock)
+        try:
+            return action(database)
+        finally:
+            database.close()
+
     def complete_packs(self) -> list[str]:
         """Return this process's packs that are complete and not yet retired."""
         return [pack.pack for pack in self.chunks.packs_written() if pack.sealed]

@@ -73,6 +73,7 @@ async def serve(
                     status=status,
                     invalidate=invalidator.catch_up,
                     read_only=options.read_only,
+                    shared=options.allow_other,
                 )
                 nursery.start_soon(_stop_on_signal)
                 for service, *arguments in (

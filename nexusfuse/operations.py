@@ -117,8 +117,7 @@ class Operations(pyfuse3.Operations):
         if name in (b".", b".."):
             return await self._dot(parent, name)
         if parent & VIRTUAL:
-            actor = Actor(ctx.uid, ctx.gid, ctx.pid)
-            entry = await self.tree.node(parent).lookup(Name(name), actor)
+            entry = await self.tree.node(parent).lookup(Name(name), _caller(ctx))
             return negative_entry() if entry is None else entry
         inode = await self._engine.lookup(Ino(parent), Name(name))
         if inode is not None:
@@ -172,7 +171,7 @@ class Operations(pyfuse3.Operations):
     @fuse_request
     async def readlink(self, ino: int, ctx: pyfuse3.RequestContext) -> bytes:
         if ino & VIRTUAL:
-            return await self.tree.node(ino).readlink()
+            return await self.tree.node(ino).readlink(_caller(ctx))
         target = (await self._engine.getattr(Ino(ino))).target
         if target is None:
             raise errors.InvalidArgument("not a symlink")
@@ -294,12 +293,11 @@ class Operations(pyfuse3.Operations):
         try:
             handle, inode = await self._engine.create(directory, Name(name), mode, actor)
         except errors.AlreadyExists:
-            # Another process of the store made it, and the kernel does not know yet.
-            existing = await self._engine.lookup(directory, Name(name))
-            if flags & os.O_EXCL or existing is None or not existing.is_file:
+            if flags & os.O_EXCL:
                 raise
-            handle = await self._engine.open(existing.ino, flags, actor)
-            inode = await self._engine.getattr(existing.ino)
+            # Another process of the store made it, and the kernel does not know yet: told so, it
+            # looks again, and checks whether the caller may open what is there.
+            raise pyfuse3.FUSEError(errno.ESTALE) from None
         info = pyfuse3.FileInfo(fh=self._files.add(LiveFile(self._engine, handle)), keep_cache=True)
         return info, to_entry(inode)
 
@@ -376,13 +374,13 @@ class Operations(pyfuse3.Operations):
     @fuse_request
     async def getxattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         if ino & VIRTUAL:
-            return await self.tree.node(ino).getxattr(name)
+            return await self.tree.node(ino).getxattr(name, _caller(ctx))
         return await self._engine.getxattr(Ino(ino), name)
 
     @fuse_request
     async def listxattr(self, ino: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         if ino & VIRTUAL:
-            return await self.tree.node(ino).listxattr()
+            return await self.tree.node(ino).listxattr(_caller(ctx))
         return await self._engine.listxattr(Ino(ino))
 
     @fuse_request
@@ -412,3 +410,8 @@ class Operations(pyfuse3.Operations):
         reply.f_ffree = reply.f_favail = usage.inodes_free
         reply.f_namemax = 255
         return reply
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Actor:
+    """Return as much of who asks as a permission check needs."""
+    return Actor(ctx.uid, ctx.gid, ctx.pid)

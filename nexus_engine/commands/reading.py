@@ -76,6 +76,8 @@ def stats(work: Work, args: NoArguments) -> Reply:
 
 def log(work: Work, args: LogArguments) -> Reply:
     """Return a page of the log, newest first."""
+    # It names what is in directories that not everyone may enter.
+    require_keeper(work.store, work.actor)
     first, last = 1, work.store.reader.head()
     if args.since is not None:
         first = moment(work.store, args.since) + 1

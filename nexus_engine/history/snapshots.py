@@ -34,6 +34,7 @@ def drop(store: Store, name: str, actor: Actor) -> None:
 
     Raises:
         NotFound: There is no such snapshot.
+        OperationNotPermitted: Somebody else made it.
     """
     store.transact(remove_snapshot, actor, name)
 
@@ -59,6 +60,9 @@ def remove_snapshot(tx: Transaction, name: str) -> None:
     seq = tx.find_snapshot(name)
     if seq is None:
         raise errors.NotFound(f"there is no snapshot {name}")
+    keeper = tx.get_inode(ROOT_INO).uid
+    if tx.actor.uid not in (0, keeper, tx.snapshot_owner(name)):
+        raise errors.OperationNotPermitted("only its maker, the store's owner and root may drop it")
     tx.remove_snapshot(name)
     tx.commit(Change("drop-snapshot", ROOT_INO, Path(b""), None, {"name": name}, {"seq": seq}))
 

@@ -206,6 +206,15 @@ class Reader:
         row = self._one("SELECT max(seq) FROM oplog")
         return Seq((row[0] if row else 0) or 0)
 
+    def snapshot_owner(self, name: str) -> int | None:
+        """Return the uid of who made a snapshot."""
+        row = self._one(
+            "SELECT a.uid FROM snapshot s JOIN oplog o ON o.seq = s.created_seq"
+            " JOIN actor a ON a.id = o.actor WHERE s.name = ?",
+            (name,),
+        )
+        return None if row is None else row[0]
+
     def count_inodes(self) -> int:
         row = self._one("SELECT count(*) FROM dentry")
         return 1 + (row[0] if row else 0)

@@ -46,10 +46,11 @@ class Tail:
         self._version = version
         stale = Stale(self._cursor, set(), set())
         rows = self._connection.all(
-            "SELECT seq, kind, ino, path, path2 FROM oplog WHERE seq > ? ORDER BY seq",
+            "SELECT seq, kind, ino, path, path2, details -> '$.replaced', details -> '$.exchanged'"
+            " FROM oplog WHERE seq > ? ORDER BY seq",
             (self._cursor,),
         )
-        for seq, kind, ino, path, path2 in rows:
+        for seq, kind, ino, path, path2, *others in rows:
             stale = stale._replace(upto=seq)
             if seq in own:
                 own.discard(seq)
@@ -57,6 +58,7 @@ class Tail:
                 self._add_touched(stale, seq)
             else:
                 stale.inodes.add(ino)
+                stale.inodes.update(Ino(int(other)) for other in others if other is not None)
                 self._add_path(stale, path)
                 if path2 is not None:
                     self._add_path(stale, path2)

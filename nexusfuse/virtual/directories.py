@@ -11,6 +11,7 @@ import pyfuse3
 from nexus_engine import errors
 from nexus_engine.history import moments as history_moments
 from nexus_engine.history import snapshots, versions
+from nexus_engine.meta.database import Database
 from nexus_engine.types import Actor, Ino, Inode, Name, Seq
 from nexusfuse.attributes import negative_entry, to_entry
 from nexusfuse.virtual.base import (
@@ -120,15 +121,18 @@ class HistoryNode(DirectoryNode):
 
     async def _list(self) -> Listing:
         now_ns = self._engine.store.clock.time_ns()
-        names = [snapshot.name for snapshot in snapshots.list_all(self._database)]
-        names += history_moments.latest_moments(
-            self._database, self._directory, LATEST_MOMENTS, now_ns
-        )
-        listing: list[tuple[bytes, Seq]] = []
-        for name in dict.fromkeys(names):
-            seq = history_moments.resolve_moment(self._database, name, now_ns)
-            listing.append((name.encode(), seq))
-        return self._moments(listing)
+
+        def find(database: Database) -> list[tuple[bytes, Seq]]:
+            names = [snapshot.name for snapshot in snapshots.list_all(database)]
+            names += history_moments.latest_moments(
+                database, self._directory, LATEST_MOMENTS, now_ns
+            )
+            return [
+                (name.encode(), history_moments.resolve_moment(database, name, now_ns))
+                for name in dict.fromkeys(names)
+            ]
+
+        return self._moments(await self._engine.in_reader(find))
 
 
 class VersionsNode(DirectoryNode):
@@ -198,13 +202,13 @@ class SnapshotsNode(DirectoryNode):
 
     async def mkdir(self, name: Name, actor: Actor) -> pyfuse3.EntryAttributes:
         await self._engine.settle()
-        seq = snapshots.create(self._engine.store, _text(name), actor)
+        seq = await self._engine.store.write(snapshots.add_snapshot, actor, _text(name))
         entry = self._past(seq, self._directory)
         assert entry is not None
         return volatile(entry)
 
     async def rmdir(self, name: Name, actor: Actor) -> None:
-        snapshots.drop(self._engine.store, _text(name), actor)
+        await self._engine.store.write(snapshots.remove_snapshot, actor, _text(name))
 
 
 def _text(name: Name) -> str:

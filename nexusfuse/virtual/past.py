@@ -17,6 +17,7 @@ from nexusfuse.virtual.base import (
     OpenFile,
     ReadOnlyFile,
     require_read_only,
+    volatile,
 )
 from nexusfuse.virtual.numbers import Moments
 
@@ -26,47 +27,57 @@ _BATCH = 64
 class PastNode(BaseNode):
     """An inode as of a moment."""
 
-    def __init__(self, engine: Engine, moments: Moments, seq: Seq, ino: Ino) -> None:
+    def __init__(
+        self, engine: Engine, moments: Moments, seq: Seq, ino: Ino, *, shared: bool
+    ) -> None:
         self._engine = engine
         self._moments = moments
         self._seq = seq
         self._ino = ino
+        self._shared = shared
         self._view: AsOfReader = engine.as_of(seq)
 
     def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        """Return attributes that the kernel may keep; where others may enter, ask each time."""
         stored = self._view.stored_bytes(inode.ino, inode.size) if inode.is_file else -1
-        return to_entry(inode, self._moments.number(self._seq, inode.ino), stored=stored)
+        number = self._moments.number(self._seq, inode.ino)
+        entry = to_entry(inode, number, stored=stored)
+        return volatile(entry) if self._shared else entry
 
     async def attributes(self) -> pyfuse3.EntryAttributes:
         return self._entry(self._view.get_inode(self._ino))
 
     async def lookup(self, name: Name, actor: Actor) -> pyfuse3.EntryAttributes | None:
+        self._require_allowed_now(self._ino, SEARCH, actor)
         child = self._view.find_child(self._ino, name)
         return negative_entry() if child is None else self._entry(child)
 
     async def open(self, flags: int, actor: Actor) -> tuple[OpenFile, pyfuse3.FileInfo]:
         require_read_only(flags)
         inode = self._view.get_inode(self._ino)
-        self._require_readable_now(inode, actor)
+        self._require_allowed_now(self._ino, READ, actor)
         return PastFile(self._engine, self._view, inode), pyfuse3.FileInfo(keep_cache=True)
 
     async def opendir(self, actor: Actor) -> OpenDirectory:
-        self._require_readable_now(self._view.get_inode(self._ino), actor)
+        self._require_allowed_now(self._ino, READ, actor)
         return PastDirectory(self)
 
-    async def readlink(self) -> bytes:
+    async def readlink(self, actor: Actor) -> bytes:
+        self._require_allowed_now(self._ino, 0, actor)
         target = self._view.get_inode(self._ino).target
         if target is None:
             raise errors.InvalidArgument("not a symlink")
         return target
 
-    async def getxattr(self, name: bytes) -> bytes:
+    async def getxattr(self, name: bytes, actor: Actor) -> bytes:
+        self._require_allowed_now(self._ino, READ, actor)
         value = self._view.find_xattr(self._ino, name)
         if value is None:
             raise errors.NoXattr(name.decode(errors="backslashreplace"))
         return value
 
-    async def listxattr(self) -> list[bytes]:
+    async def listxattr(self, actor: Actor) -> list[bytes]:
+        self._require_allowed_now(self._ino, READ, actor)
         return self._view.xattr_names(self._ino)
 
     def listed(self, after: int) -> list[Entry]:
@@ -78,7 +89,7 @@ class PastNode(BaseNode):
         up = self._view.find_inode(self._view.parent_of(self._ino)) or here
         return [Entry(1, b".", self._entry(here)), Entry(2, b"..", self._entry(up))]
 
-    def _require_readable_now(self, inode: Inode, actor: Actor) -> None:
+    def _require_allowed_now(self, ino: Ino, want: int, actor: Actor) -> None:
         """The kernel checked the mode of then; what was closed since stays closed.
 
         Raises:
@@ -86,13 +97,23 @@ class PastNode(BaseNode):
         """
         if actor.uid == 0:
             return
-        gids = {actor.gid} | pyfuse3.get_sup_groups(actor.pid)
-        current, want = inode.ino, READ
-        while current != ROOT_INO:
+        gids = {actor.gid} | _groups(actor.pid)
+        current = ino
+        while True:
             live = self._engine.reader.find_inode(current)
             if live is not None and not allows(live, want, actor.uid, gids):
                 raise errors.PermissionDenied("not readable now")
+            if current == ROOT_INO:
+                return
             current, want = self._view.parent_of(current), SEARCH
+
+
+def _groups(pid: int) -> set[int]:
+    """Return the supplementary groups of a process; none where it cannot be looked at."""
+    try:
+        return pyfuse3.get_sup_groups(pid)
+    except (OSError, RuntimeError):
+        return set()
 
 
 class PastDirectory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import stat
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pyfuse3
 
+from nexus_engine.meta.database import Database
 from nexus_engine.oplog import reader as log_reader
 from nexus_engine.records import Record
 from nexus_engine.types import Actor, Ino, Inode, Path, Seq
@@ -46,12 +48,17 @@ class FileNode(BaseNode):
     async def attributes(self) -> pyfuse3.EntryAttributes:
         inode = self._engine.reader.get_inode(self._directory)
         number = node_number(self.kind, self._directory)
+        inode = self.owned(inode)
         mode = stat.S_IFREG | self.permissions(inode)
         return volatile(virtual_entry(number, inode, mode, size=self.size()))
 
     def permissions(self, directory: Inode) -> int:
         """Return the permission bits: who may read the directory may read this."""
         return directory.mode & self.mask
+
+    def owned(self, directory: Inode) -> Inode:
+        """Return the directory with the owner that this is to show."""
+        return directory
 
     def size(self) -> int:
         return 0
@@ -71,7 +78,17 @@ class StatusNode(FileNode):
         return FixedFile("".join(lines).encode()), direct_file()
 
 
-class LogNode(FileNode):
+class RecordsNode(FileNode):
+    """Names what happened below, in directories too that not everyone may enter: the keeper's."""
+
+    def owned(self, directory: Inode) -> Inode:
+        return directory._replace(uid=os.geteuid(), gid=os.getegid())
+
+    def permissions(self, directory: Inode) -> int:
+        return 0o400
+
+
+class LogNode(RecordsNode):
     """``log``: the latest records below this directory as JSON lines, newest last."""
 
     kind = NodeKind.LOG
@@ -80,14 +97,16 @@ class LogNode(FileNode):
         require_read_only(flags)
         await self._engine.settle()
         query = log_reader.LogQuery(path=self._path(), limit=LOG_RECORDS, newest_first=True)
-        lines = [
-            record_line(record, undone)
-            for record, undone in log_reader.entries(self._engine.store.database, query)
-        ]
+
+        def find(database: Database) -> list[bytes]:
+            entries = log_reader.entries(database, query)
+            return [record_line(record, undone) for record, undone in entries]
+
+        lines = await self._engine.in_reader(find)
         return FixedFile(b"".join(reversed(lines))), direct_file()
 
 
-class EventsNode(FileNode):
+class EventsNode(RecordsNode):
     """``events``: records as they come, for ``tail -f`` and ``poll``."""
 
     kind = NodeKind.EVENTS

@@ -39,6 +39,7 @@ class VirtualTree:
         status: What ``status`` shows.
         invalidate: Takes note of what others committed and has the kernel forget it.
         read_only: Refuse commands that change something.
+        shared: Users other than the mounting one may enter.
         nursery: Where commands run whose reply is read while they run.
     """
 
@@ -50,11 +51,13 @@ class VirtualTree:
         status: Callable[[], dict[str, Any]],
         invalidate: Callable[[], Awaitable[None]],
         read_only: bool,
+        shared: bool,
     ) -> None:
         self.engine = engine
         self.status = status
         self.invalidate = invalidate
         self.read_only = read_only
+        self.shared = shared
         self.start_soon = nursery.start_soon
         self.moments = Moments()
         self.names = Names()
@@ -64,7 +67,8 @@ class VirtualTree:
     def node(self, number: int) -> Node:
         """Return the node with a virtual inode number."""
         if is_past(number):
-            return PastNode(self.engine, self.moments, *self.moments.split(number))
+            seq, ino = self.moments.split(number)
+            return PastNode(self.engine, self.moments, seq, ino, shared=self.shared)
         if is_named(number):
             return FileVersionsNode(self, *self.names.split(number))
         kind, directory = split_node(number)
