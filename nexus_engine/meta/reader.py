@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import xxhash
@@ -173,14 +172,6 @@ class Reader:
         rows = self._all(_EXTENTS, (ino, end, start - EXTENT_MAX_BYTES, start))
         return [Extent._make(row) for row in rows]
 
-    def iter_extents(self, ino: Ino) -> Iterator[Extent]:
-        """Yield every extent of a file, ascending."""
-        for row in self._connection.iterate(
-            "SELECT start, length, digest, chunk_offset FROM extent WHERE ino = ? ORDER BY start",
-            (ino,),
-        ):
-            yield Extent._make(row)
-
     def stored_bytes(self, ino: Ino) -> int:
         """Return the bytes of a file that are not holes."""
         row = self._one("SELECT sum(length) FROM extent WHERE ino = ?", (ino,))
@@ -226,12 +217,6 @@ class Reader:
 
     def store_value(self, key: str) -> Any:
         row = self._one("SELECT value FROM store WHERE key = ?", (key,))
-        return None if row is None else row[0]
-
-    def find_content_hash(self, ino: Ino, content_seq: Seq) -> bytes | None:
-        row = self._one(
-            "SELECT sha256 FROM content_hash WHERE ino = ? AND content_seq = ?", (ino, content_seq)
-        )
         return None if row is None else row[0]
 
 

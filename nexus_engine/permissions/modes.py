@@ -11,7 +11,6 @@ from __future__ import annotations
 import stat
 from collections.abc import Collection
 
-from nexus_engine import errors
 from nexus_engine.types import Inode
 
 READ, WRITE, SEARCH = 4, 2, 1
@@ -37,9 +36,3 @@ def may_remove(directory: Inode, child: Inode, uid: int, gids: Collection[int]) 
         return False
     sticky = directory.mode & stat.S_ISVTX
     return uid == 0 or not sticky or uid in (child.uid, directory.uid)
-
-
-def require_owner(inode: Inode, uid: int) -> None:
-    """Refuse who is neither the owner nor root."""
-    if uid not in (0, inode.uid):
-        raise errors.OperationNotPermitted("only the owner may change this")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from pathlib import Path as FilePath
 
 import pytest
 
@@ -17,7 +15,6 @@ from nexus_engine.types import Ino, Seq
 from tests.unit.undoing import (
     ROOT,
     as_bob,
-    fill,
     plan,
     redo,
     told,
@@ -25,15 +22,6 @@ from tests.unit.undoing import (
     undo_since,
 )
 from tests.unit.worlds import ALICE, BOB, World
-
-
-@pytest.fixture
-async def world(tmp_path: FilePath) -> AsyncIterator[World]:
-    world = World(tmp_path / "store")
-    await fill(world)
-    yield world
-    assert world.problems(deep=True) == []
-    await world.close()
 
 
 async def test_undo_is_one_record_that_says_what_it_did(world: World) -> None:

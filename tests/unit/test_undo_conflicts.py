@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path as FilePath
-
 import pytest
 
 from nexus_engine import errors
@@ -17,22 +14,12 @@ from tests.unit.undoing import (
     as_alice,
     as_bob,
     conflicts,
-    fill,
     plan,
     redo,
     undo,
     undo_of,
 )
 from tests.unit.worlds import ALICE, BOB, World, to_path
-
-
-@pytest.fixture
-async def world(tmp_path: FilePath) -> AsyncIterator[World]:
-    world = World(tmp_path / "store")
-    await fill(world)
-    yield world
-    assert world.problems(deep=True) == []
-    await world.close()
 
 
 async def test_edits_of_another_file_stay(world: World) -> None:

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path as FilePath
-
 import pytest
 
 from nexus_engine.fs.namespace import RENAME_EXCHANGE
 from nexus_engine.history.select import Selector
 from nexus_engine.types import Seq
 from tests.unit.undoing import (
-    fill,
     redo,
     undo,
     undo_since,
 )
 from tests.unit.worlds import ALICE, World
-
-
-@pytest.fixture
-async def world(tmp_path: FilePath) -> AsyncIterator[World]:
-    world = World(tmp_path / "store")
-    await fill(world)
-    yield world
-    assert world.problems(deep=True) == []
-    await world.close()
 
 
 async def _create(world: World) -> None:

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path as FilePath
-
-import pytest
-
 from nexus_engine.history.select import Selector, select
 from nexus_engine.history.undo import plan_undo
 from tests.unit.undoing import (
     conflicts,
-    fill,
     told,
 )
 from tests.unit.worlds import ALICE, BOB, World
-
-
-@pytest.fixture
-async def world(tmp_path: FilePath) -> AsyncIterator[World]:
-    world = World(tmp_path / "store")
-    await fill(world)
-    yield world
-    assert world.problems(deep=True) == []
-    await world.close()
 
 
 async def test_others_than_root_may_only_undo_what_they_could_change(world: World) -> None:
