@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path as FilePath
 from typing import TypeVar
 
@@ -19,13 +19,14 @@ import anyio.to_thread
 
 from nexus_engine import errors
 from nexus_engine.clock import Clock
-from nexus_engine.fs import attributes, namespace
+from nexus_engine.fs import attributes, computed, namespace
 from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.fs.content import Content, read_extents
 from nexus_engine.fs.files import Handle
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import AsOfReader, Listed, View
 from nexus_engine.oplog.tail import Stale, Tail
+from nexus_engine.permissions.acl import NAMES as ACLS
 from nexus_engine.recovery import recover
 from nexus_engine.store import Store
 from nexus_engine.types import NAME_MAX, Actor, FsUsage, Ino, Inode, Name, Seq
@@ -35,28 +36,32 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 UPKEEP_INTERVAL_S = 1.0
+_WATCHED_BYTES = 128 * 1024
 
 
 class Engine:
     """One process's live filesystem over a store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, noatime: bool = False) -> None:
         self.store = store
         self.reader = store.reader
-        self.content = Content(store)
+        self.content = Content(store, noatime=noatime)
         self.tail = Tail(store.database)
         self._synced = (time.monotonic(), self.reader.head())
 
     @classmethod
-    def start(cls, path: FilePath, *, clock: Clock | None = None) -> Engine:
+    def start(cls, path: FilePath, *, clock: Clock | None = None, noatime: bool = False) -> Engine:
         """Open a store, finishing what a process that died left undone.
+
+        Args:
+            noatime: Reading leaves atimes alone.
 
         Raises:
             StoreNotFound, StoreInaccessible, StoreVersion, CorruptMetadata.
         """
         store = Store.open(path, clock=clock)
         recover(store)
-        return cls(store)
+        return cls(store, noatime=noatime)
 
     async def close(self) -> None:
         """End every session, make everything durable, close the store.
@@ -67,6 +72,7 @@ class Engine:
         try:
             await self.content.seal_all()
             self.content.drop_unlinked()
+            self.content.write_access_times()
             await anyio.to_thread.run_sync(self.store.chunks.sync)
         except errors.EngineError as error:
             log.error("not everything is in the log: %s; the next mount finishes it", error)
@@ -114,6 +120,8 @@ class Engine:
         inode = await self.store.write(attributes.set_attributes, actor, ino, new)
         if new.mtime_ns is not None:
             self.content.set_mtime(ino, new.mtime_ns)
+        if new.atime_ns is not None:
+            self.content.access_times.forget(ino)
         return self._changed(inode)
 
     async def make(
@@ -125,11 +133,17 @@ class Engine:
         *,
         rdev: int = 0,
         target: bytes | None = None,
+        before_umask: Callable[[], int] | None = None,
     ) -> Inode:
-        """Make a file, directory, device node, fifo, socket or symlink, by ``mode``'s type."""
+        """Make a file, directory, device node, fifo, socket or symlink, by ``mode``'s type.
+
+        Args:
+            before_umask: Returns ``mode`` as the program asked for it.
+        """
         return await self.store.write(
-            namespace.make, actor, parent, name, mode, rdev=rdev, target=target
-        )
+            namespace.make, actor, parent, name, mode,
+            rdev=rdev, target=target, before_umask=before_umask,
+        )  # fmt: skip
 
     async def link(self, ino: Ino, parent: Ino, name: Name, actor: Actor) -> Inode:
         await self.content.seal_inode(ino)
@@ -159,6 +173,33 @@ class Engine:
         """Return how many of a file's bytes are not holes."""
         return self.content.stored_bytes(inode)
 
+    async def readlink(self, ino: Ino) -> bytes:
+        """Return a symlink's target.
+
+        Raises:
+            InvalidArgument: It is no symlink.
+        """
+        inode = await self.getattr(ino)
+        if inode.target is None:
+            raise errors.InvalidArgument("not a symlink")
+        self.content.access_times.read(inode)
+        return inode.target
+
+    def note_listed(self, directory: Inode) -> None:
+        """A directory was read."""
+        self.content.access_times.read(directory)
+
+    def wants_to_see_reads(self, handle: Handle) -> bool:
+        """Tell whether reading through a handle would set the atime: not from a cache, then.
+
+        Large files stay in the kernel's cache: reading all of a database again for a time is a
+        bad bargain. So their atime follows only reads that come here anyway.
+        """
+        inode = handle.file.inode
+        if handle.silent or inode is None or inode.size > _WATCHED_BYTES:
+            return False
+        return self.content.access_times.is_due(self.content.over(inode))
+
     async def list_children(self, parent: Ino, after: int, limit: int) -> list[Listed]:
         """Return up to ``limit`` entries after a cookie (0: from the start)."""
         listed = self.reader.list_children(parent, after, limit)
@@ -187,10 +228,16 @@ class Engine:
     # -- content --
 
     async def create(
-        self, parent: Ino, name: Name, mode: int, actor: Actor
+        self,
+        parent: Ino,
+        name: Name,
+        mode: int,
+        actor: Actor,
+        before_umask: Callable[[], int] | None = None,
     ) -> tuple[Handle, Inode]:
         """Make a regular file and open it."""
-        inode = await self.make(parent, name, stat.S_IFREG | stat.S_IMODE(mode), actor)
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        inode = await self.make(parent, name, mode, actor, before_umask=before_umask)
         return self.content.open(inode, actor), inode
 
     async def open(self, ino: Ino, flags: int, actor: Actor) -> Handle:
@@ -201,7 +248,7 @@ class Engine:
                 whatever the mode, as on Linux.
         """
         inode = self.reader.get_inode(ino)
-        handle = self.content.open(inode, actor)
+        handle = self.content.open(inode, actor, silent=bool(flags & os.O_NOATIME))
         if flags & os.O_TRUNC:
             try:
                 await self.content.truncate(handle.file, 0, actor)
@@ -211,7 +258,7 @@ class Engine:
         return handle
 
     async def read(self, handle: Handle, offset: int, length: int) -> bytes:
-        return await self.content.read(handle.file, offset, length)
+        return await self.content.read(handle, offset, length)
 
     async def write(self, handle: Handle, offset: int, data: bytes) -> int:
         return await self.content.write(handle, offset, data)
@@ -236,7 +283,18 @@ class Engine:
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
         attributes.check_xattr_name(name)
+        if name in computed.NAMES:
+            return await computed.live(self.store, self.content, ino, name)
         value = self.reader.find_xattr(ino, name)
+        if value is None:
+            raise errors.NoXattr(name.decode(errors="backslashreplace"))
+        return value
+
+    async def getxattr_at(self, view: View, inode: Inode, name: bytes) -> bytes:
+        """Return an extended attribute of an inode in a view of the past."""
+        if name in computed.NAMES:
+            return await computed.past(self.store, view, inode, name)
+        value = view.find_xattr(inode.ino, name)
         if value is None:
             raise errors.NoXattr(name.decode(errors="backslashreplace"))
         return value
@@ -245,15 +303,35 @@ class Engine:
         return self.reader.xattr_names(ino)
 
     async def setxattr(
-        self, ino: Ino, name: bytes, value: bytes, actor: Actor, flags: int = 0
+        self,
+        ino: Ino,
+        name: bytes,
+        value: bytes,
+        actor: Actor,
+        flags: int = 0,
+        groups: Collection[int] = (),
     ) -> None:
+        """Set an extended attribute.
+
+        Args:
+            flags: XATTR_CREATE or XATTR_REPLACE.
+            groups: Further groups of the actor; ACLs ask for them.
+        """
+        _require_settable(name)
         await self.content.seal_inode(ino)
-        await self.store.write(attributes.set_xattr, actor, ino, name, value, flags)
+        if name in ACLS:
+            await self.store.write(attributes.set_acl, actor, ino, name, value, groups)
+        else:
+            await self.store.write(attributes.set_xattr, actor, ino, name, value, flags)
         self.content.refresh_inode(ino)
 
     async def removexattr(self, ino: Ino, name: bytes, actor: Actor) -> None:
+        _require_settable(name)
         await self.content.seal_inode(ino)
-        await self.store.write(attributes.remove_xattr, actor, ino, name)
+        if name in ACLS:
+            await self.store.write(attributes.set_acl, actor, ino, name, None, ())
+        else:
+            await self.store.write(attributes.remove_xattr, actor, ino, name)
         self.content.refresh_inode(ino)
 
     # -- the past --
@@ -327,6 +405,7 @@ class Engine:
         limit_ns = int(config.session_limit_s * 1e9)
         await self.content.seal_all(older_than_ns=self.store.clock.time_ns() - limit_ns)
         self.content.drop_unlinked()
+        self.content.write_access_times()
         now_s, head = time.monotonic(), self.reader.head()
         due = now_s - self._synced[0] >= config.sync_interval_s
         if due and (head != self._synced[1] or self.store.has_unsynced_chunks()):
@@ -356,3 +435,9 @@ class Engine:
             inodes=inodes + 2**32,
             inodes_free=2**32,
         )
+
+
+def _require_settable(name: bytes) -> None:
+    attributes.check_xattr_name(name)
+    if name in computed.NAMES:
+        raise errors.OperationNotPermitted(f"{name.decode()} is computed")

@@ -44,6 +44,7 @@ class Inode(NamedTuple):
     size: int
     """Bytes; for a symlink the length of its target."""
     atime_ns: int
+    """Like the next three: nanoseconds since the epoch, but for far times (``times.py``)."""
     mtime_ns: int
     ctime_ns: int
     btime_ns: int

@@ -91,6 +91,14 @@ class ActorResolver:
         return actor
 
 
+def groups_of(tid: int) -> frozenset[int]:
+    """Return the supplementary groups of a caller; none where it cannot be looked at."""
+    try:
+        return frozenset(pyfuse3.get_sup_groups(tid))
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
 def _read_stat(fd: int) -> _Stat | None:
     try:
         line = os.pread(fd, _STAT_BYTES, 0)

@@ -8,6 +8,7 @@ import pyfuse3
 
 from nexus_engine import errors
 from nexus_engine.fs.attributes import NewAttributes
+from nexus_engine.times import pack_time, unpack_time
 from nexus_engine.types import Inode
 
 CACHE_TIMEOUT_S = 3600.0
@@ -33,9 +34,9 @@ def to_entry(inode: Inode, ino: int | None = None, *, stored: int = -1) -> pyfus
     entry.st_size = inode.size
     entry.st_blksize = BLOCK_BYTES
     entry.st_blocks = ((inode.size if stored < 0 else stored) + 511) >> 9
-    entry.st_atime_ns = inode.atime_ns
-    entry.st_mtime_ns = inode.mtime_ns
-    entry.st_ctime_ns = inode.ctime_ns
+    entry.st_atime_ns = unpack_time(inode.atime_ns)
+    entry.st_mtime_ns = unpack_time(inode.mtime_ns)
+    entry.st_ctime_ns = unpack_time(inode.ctime_ns)
     return entry
 
 
@@ -56,8 +57,8 @@ def from_entry(entry: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) ->
         uid=entry.st_uid if fields.update_uid else None,
         gid=entry.st_gid if fields.update_gid else None,
         size=entry.st_size if fields.update_size else None,
-        atime_ns=entry.st_atime_ns if fields.update_atime else None,
-        mtime_ns=entry.st_mtime_ns if fields.update_mtime else None,
+        atime_ns=pack_time(entry.st_atime_ns) if fields.update_atime else None,
+        mtime_ns=pack_time(entry.st_mtime_ns) if fields.update_mtime else None,
     )
 
 

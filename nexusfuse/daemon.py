@@ -46,7 +46,7 @@ async def serve(
     """
     logs.configure(debug=options.debug, log_file=options.log_file)
     scheduling.install()
-    engine = Engine.start(store)
+    engine = Engine.start(store, noatime=options.noatime or options.read_only)
     operations = Operations(engine, read_only=options.read_only)
     invalidator = Invalidator(engine)
     started = time.time()

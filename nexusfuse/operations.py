@@ -10,6 +10,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyfuse3
@@ -17,11 +18,13 @@ import pyfuse3
 from nexus_engine import errors
 from nexus_engine.engine import Engine
 from nexus_engine.fs.files import Handle
+from nexus_engine.permissions.acl import NAMES as ACLS
 from nexus_engine.types import Actor, Ino, Inode, Name
-from nexusfuse.actors import ActorResolver
+from nexusfuse.actors import ActorResolver, groups_of
 from nexusfuse.attributes import from_entry, negative_entry, read_only, to_entry
 from nexusfuse.errno_map import fuse_request
 from nexusfuse.handles import HandleTable
+from nexusfuse.umask import mode_before_umask
 from nexusfuse.virtual.base import Entry, OpenDirectory, OpenFile, volatile
 from nexusfuse.virtual.numbers import NAMES, VIRTUAL, NodeKind, node_number
 from nexusfuse.virtual.reports import EventStream
@@ -70,6 +73,7 @@ class LiveDirectory:
         dots = []
         if after < 2:
             here = await self._engine.getattr(self._ino)
+            self._engine.note_listed(here)
             up = await self._engine.getattr(await self._engine.parent_of(self._ino))
             dots = [Entry(1, b".", to_entry(here)), Entry(2, b"..", to_entry(up))][after:]
         listed = await self._engine.list_children(self._ino, after if after > 2 else 0, _BATCH)
@@ -85,6 +89,7 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = True
     enable_writeback_cache = False
+    enable_acl = True
 
     def __init__(self, engine: Engine, *, read_only: bool) -> None:
         super().__init__()
@@ -172,10 +177,7 @@ class Operations(pyfuse3.Operations):
     async def readlink(self, ino: int, ctx: pyfuse3.RequestContext) -> bytes:
         if ino & VIRTUAL:
             return await self.tree.node(ino).readlink(_caller(ctx))
-        target = (await self._engine.getattr(Ino(ino))).target
-        if target is None:
-            raise errors.InvalidArgument("not a symlink")
-        return target
+        return await self._engine.readlink(Ino(ino))
 
     @fuse_request
     async def access(self, ino: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
@@ -197,7 +199,10 @@ class Operations(pyfuse3.Operations):
     ) -> Inode:
         actor = self._actor(ctx)
         directory = await self._real_directory(parent, actor)
-        return await self._engine.make(directory, Name(name), mode, actor, **kind)
+        before_umask = partial(mode_before_umask, ctx.pid, mode, ctx.umask)
+        return await self._engine.make(
+            directory, Name(name), mode, actor, before_umask=before_umask, **kind
+        )
 
     async def _real_directory(self, parent: int, actor: Actor) -> Ino:
         """Return where a new name goes; a virtual ``.nexus`` becomes real with its first entry."""
@@ -290,8 +295,11 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         actor = self._actor(ctx)
         directory = await self._real_directory(parent, actor)
+        before_umask = partial(mode_before_umask, ctx.pid, mode, ctx.umask)
         try:
-            handle, inode = await self._engine.create(directory, Name(name), mode, actor)
+            handle, inode = await self._engine.create(
+                directory, Name(name), mode, actor, before_umask
+            )
         except errors.AlreadyExists:
             if flags & os.O_EXCL:
                 raise
@@ -311,7 +319,11 @@ class Operations(pyfuse3.Operations):
         reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
         actor = _NOBODY if reads else self._actor(ctx)
         handle = await self._engine.open(Ino(ino), flags, actor)
-        return pyfuse3.FileInfo(fh=self._files.add(LiveFile(self._engine, handle)), keep_cache=True)
+        writes_only = flags & os.O_ACCMODE == os.O_WRONLY
+        return pyfuse3.FileInfo(
+            fh=self._files.add(LiveFile(self._engine, handle)),
+            keep_cache=writes_only or not self._engine.wants_to_see_reads(handle),
+        )
 
     @fuse_request
     async def read(self, fh: int, offset: int, size: int) -> bytes:
@@ -389,7 +401,8 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         if ino & VIRTUAL:
             raise read_only()
-        await self._engine.setxattr(Ino(ino), name, value, self._actor(ctx))
+        groups = groups_of(ctx.pid) if name in ACLS else ()
+        await self._engine.setxattr(Ino(ino), name, value, self._actor(ctx), groups=groups)
 
     @fuse_request
     async def removexattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

@@ -33,14 +33,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 class Mount:
     """A mounted store, driven as a person would: programs, files and nexus-ctl."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *options: str) -> None:
         self.store = directory / "store"
         self.path = directory / "mount"
         self.path.mkdir()
         self.log = self.store / "daemon.log"
         self.expected_log: list[str] = []
         """Parts of warnings and errors that the test provokes."""
-        self.mount()
+        self.mount(*options)
 
     def mount(self, *options: str) -> None:
         self._ctl("--store", str(self.store), "mount", *options, str(self.path))

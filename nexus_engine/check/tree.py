@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nexus_engine import errors
 from nexus_engine.check.problems import RESTORE_BACKUP, Invariant, Problem, show
 from nexus_engine.meta import check_queries
+from nexus_engine.permissions import acl
 from nexus_engine.store import Store
 
 
@@ -71,6 +73,20 @@ def inodes_make_sense(store: Store) -> Iterator[Problem]:
         yield Problem("inode-fields", f"inode {ino}", message)
 
 
+def acls_make_sense(store: Store) -> Iterator[Problem]:
+    for name in acl.NAMES:
+        for ino, mode, value in check_queries.acls(store.database.connection, name):
+            try:
+                bits = acl.Acl.parse(value).permission_bits
+            except errors.EngineError as error:
+                message = f"{name.decode()}: {error}: remove it with setfacl, or restore the file"
+                yield Problem("acl", f"inode {ino}", message)
+                continue
+            if name == acl.ACCESS and bits != mode & 0o777:
+                message = f"has mode {mode:o}, its ACL says {bits:o}: chmod it to what is right"
+                yield Problem("acl-mode", f"inode {ino}", message)
+
+
 def _name(parent: int, name: bytes) -> str:
     return f"name {show(name)} in directory {parent}"
 
@@ -84,4 +100,5 @@ INVARIANTS = (
     Invariant("links of directories", directories_have_their_links),
     Invariant("way to the root", directories_can_be_reached),
     Invariant("inodes", inodes_make_sense),
+    Invariant("ACLs", acls_make_sense),
 )

@@ -183,7 +183,7 @@ def _find_taggable(store: Store, text: str, actor: Actor) -> tuple[Path, Inode]:
     path, inode = find(store, text, actor)
     if not (inode.is_file or inode.is_dir):
         raise errors.OperationNotPermitted(f"only files and directories have tags: /{text}")
-    require(inode, WRITE, path, actor)
+    require(store.reader, inode, WRITE, path, actor)
     return path, inode
 
 

@@ -141,7 +141,7 @@ def versions(work: Work, args: PathArguments) -> Reply:
     path = to_path(args.path)
     directory, _, name = path.rpartition(b"/")
     parent = reach(work.store.reader, Path(directory), work.actor)
-    require(parent, READ, path, work.actor)
+    require(work.store.reader, parent, READ, path, work.actor)
     found = versions_of(work.store.database, parent.ino, Name(name))
     if not found:
         raise errors.NotFound(f"there never was a file /{args.path}")
@@ -208,7 +208,7 @@ def list_snapshots(work: Work, args: NoArguments) -> Reply:
 def list_tags(work: Work, args: PathArguments) -> Reply:
     """Return the tags of what is at a path."""
     path, inode = find(work.store, args.path, work.actor)
-    require(inode, READ, path, work.actor)
+    require(work.store.reader, inode, READ, path, work.actor)
     tags = []
     for name in sorted(work.store.reader.xattr_names(inode.ino)):
         if name.startswith(TAG_PREFIX):
@@ -230,7 +230,7 @@ def iter_content(store: Store, path: str, text: str, actor: Actor) -> Iterator[b
         inode = reach(view, where, actor)
     except errors.NotFound as error:
         raise errors.NotFound(f"there was no /{path} at {text} (op-{seq})") from error
-    require(inode, READ, where, actor)
+    require(view, inode, READ, where, actor)
     if inode.is_dir:
         raise errors.IsADirectory(f"/{path} was a directory at {text}")
     if not inode.is_file:

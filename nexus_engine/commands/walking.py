@@ -49,7 +49,7 @@ def reach(view: View, path: Path, actor: Actor) -> Inode:
     """
     inode = view.get_inode(ROOT_INO)
     for part in path.split(b"/") if path else ():
-        require(inode, SEARCH, path, actor)
+        require(view, inode, SEARCH, path, actor)
         child = view.find_child(inode.ino, Name(part)) if inode.is_dir else None
         if child is None:
             raise errors.NotFound(f"there is no /{to_text(path)}")
@@ -57,9 +57,9 @@ def reach(view: View, path: Path, actor: Actor) -> Inode:
     return inode
 
 
-def require(inode: Inode, want: int, path: Path, actor: Actor) -> None:
-    """Refuse an actor whom the permission bits refuse."""
-    if not allows(inode, want, actor.uid, (actor.gid, *groups_of(actor))):
+def require(view: View, inode: Inode, want: int, path: Path, actor: Actor) -> None:
+    """Refuse an actor whom permission bits or ACL refuse."""
+    if not allows(view, inode, want, actor.uid, (actor.gid, *groups_of(actor))):
         raise errors.PermissionDenied(f"no permission for /{to_text(path)}")
 
 

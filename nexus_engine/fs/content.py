@@ -9,6 +9,7 @@ import anyio
 import anyio.to_thread
 
 from nexus_engine import errors
+from nexus_engine.fs.access_times import AccessTimes
 from nexus_engine.fs.extents import CHUNK_BYTES, DirtyRange
 from nexus_engine.fs.files import (
     INTENT_EXTENTS_MAX,
@@ -36,11 +37,12 @@ _MIB = 1024 * 1024
 class Content:
     """The open files of this process."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, noatime: bool) -> None:
         self._store = store
         self._reader = store.reader
         self._chunks = store.chunks
         self._clock = store.clock
+        self.access_times = AccessTimes(store, enabled=not noatime)
         self._files: dict[Ino, OpenFile] = {}
         self._dirty_bytes = 0
         self._stored: dict[tuple[Ino, Seq], int] = {}
@@ -54,12 +56,17 @@ class Content:
 
     # -- handles --
 
-    def open(self, inode: Inode, actor: Actor) -> Handle:
+    def open(self, inode: Inode, actor: Actor, *, silent: bool = False) -> Handle:
+        """Open a file.
+
+        Args:
+            silent: Reading through the handle leaves the atime alone.
+        """
         file = self._files.get(inode.ino)
         if file is None:
             file = self._files[inode.ino] = OpenFile(inode.ino, inode)
         file.handles += 1
-        return Handle(file, actor)
+        return Handle(file, actor, silent=silent)
 
     async def release(self, handle: Handle) -> None:
         """Close a handle; the last one ends the session."""
@@ -89,7 +96,8 @@ class Content:
     # -- reading --
 
     def over(self, inode: Inode) -> Inode:
-        """Return the inode with what an open session did to it."""
+        """Return the inode with what an open session did to it, and when it was read last."""
+        inode = self.access_times.over(inode)
         file = self._files.get(inode.ino)
         if file is None or file.session is None:
             return inode
@@ -137,23 +145,36 @@ class Content:
             stored += file.session.dirty.bytes + sum(e.length for e in file.session.staged.all())
         return min(stored, inode.size)
 
+    def write_access_times(self) -> None:
+        """Put atimes into their rows; tried once.
+
+        Raises:
+            StoreBusy: Another process is writing.
+        """
+        for ino in self.access_times.write():
+            self.refresh_inode(ino)
+
     def refresh_inode(self, ino: Ino) -> None:
         """The committed inode changed."""
         file = self._files.get(ino)
         if file is not None:
             file.inode = None
 
-    async def read(self, file: OpenFile, offset: int, length: int) -> bytes:
+    async def read(self, handle: Handle, offset: int, length: int) -> bytes:
         """Return the bytes of a range, short at the end of the file."""
+        file = handle.file
         session = file.session
+        committed = self._committed(file)
+        if not handle.silent:
+            self.access_times.read(self.over(committed))
         if session is None:
-            length = min(length, self._committed(file).size - offset)
+            length = min(length, committed.size - offset)
             if length <= 0:
                 return b""
             extents = self._reader.extents(file.ino, offset, length)
             return await read_extents(self._store, extents, offset, length)
 
-        length = min(length, session.size_over(self._committed(file).size) - offset)
+        length = min(length, session.size_over(committed.size) - offset)
         if length <= 0:
             return b""
         end = offset + length

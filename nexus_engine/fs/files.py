@@ -196,9 +196,11 @@ class OpenFile:
 class Handle:
     """An open file description."""
 
-    __slots__ = ("actor", "file")
+    __slots__ = ("actor", "file", "silent")
 
-    def __init__(self, file: OpenFile, actor: Actor) -> None:
+    def __init__(self, file: OpenFile, actor: Actor, *, silent: bool) -> None:
         self.file = file
         self.actor = actor
         """Who opened it: writes carry no identity of their own."""
+        self.silent = silent
+        """Reading through it leaves the atime alone."""

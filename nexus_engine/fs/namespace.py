@@ -6,11 +6,12 @@ Each runs inside a transaction: read, refuse, change, commit.
 from __future__ import annotations
 
 import stat
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 from nexus_engine import errors
 from nexus_engine.meta.transaction import Transaction
+from nexus_engine.permissions import acl
 from nexus_engine.records import Change
 from nexus_engine.types import NAME_MAX, ROOT_INO, SYMLINK_MAX, Ino, Inode, Name
 
@@ -39,18 +40,21 @@ def make(
     *,
     rdev: int = 0,
     target: bytes | None = None,
+    before_umask: Callable[[], int] | None = None,
 ) -> Inode:
     """Make an inode of any type under a new name.
 
     Args:
         mode: Type and permission bits; the caller's umask is already applied.
+        before_umask: Returns ``mode`` without that, for directories that have a default ACL,
+            which takes the umask's place.
         rdev: Device number, for device nodes.
         target: For symlinks, 1 to 4095 bytes.
 
     Raises:
         AlreadyExists, NameTooLong, NotFound (the directory was removed), NotADirectory.
 
-    Source: open(2), mkdir(2), mknod(2), symlink(2); group inheritance in inode(7).
+    Source: open(2), mkdir(2), mknod(2), symlink(2); group inheritance in inode(7), ACLs in acl(5).
     """
     check_name(name)
     directory = get_directory(tx, parent)
@@ -66,6 +70,12 @@ def make(
         gid = directory.gid
         if is_dir:
             mode |= stat.S_ISGID
+    default = None if target is not None else tx.find_xattr(parent, acl.DEFAULT)
+    access = None
+    if default is not None:
+        if before_umask is not None:
+            mode = mode & ~0o777 | before_umask() & 0o777
+        mode, access = acl.Acl.parse(default).inherited(mode)
     inode = Inode(
         ino=tx.new_ino(),
         from_seq=tx.seq,
@@ -83,6 +93,10 @@ def make(
         target=target,
     )
     tx.add_inode(inode)
+    if default is not None and is_dir:
+        tx.put_xattr(inode.ino, acl.DEFAULT, default)
+    if access is not None and not access.is_minimal:
+        tx.put_xattr(inode.ino, acl.ACCESS, access.encode())
     tx.add_dentry(parent, name, inode)
     tx.touch_directory(parent, subdirectories=1 if is_dir else 0)
     kind = _KINDS.get(stat.S_IFMT(mode), "mknod")

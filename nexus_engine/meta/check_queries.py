@@ -144,6 +144,15 @@ def wrong_inodes(connection: Connection) -> Iterator[tuple[str, int, str]]:
             yield table, ino, f"mode {mode:o}, size {size}, link target {target!r}"
 
 
+def acls(connection: Connection, name: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (ino, mode, value) of every inode that has this ACL."""
+    return connection.iterate(
+        "SELECT i.ino, i.mode, x.value FROM xattr x JOIN inode i ON i.ino = x.ino"
+        " WHERE x.name = ? AND i.nlink > 0",
+        (name,),
+    )
+
+
 def has_root(connection: Connection) -> bool:
     """Tell whether inode 1 is a directory."""
     return (

@@ -34,8 +34,10 @@ _LIST = (
     " WHERE d.parent = ? AND d.hash > ? ORDER BY d.hash, d.name LIMIT ?"
 )
 _LAST_GONE = (
-    "SELECT ino, from_seq, mode, uid, gid, 0, rdev, size, atime_ns, mtime_ns, ctime_ns, btime_ns,"
-    " content_seq, target FROM inode_past WHERE ino = ? ORDER BY to_seq DESC LIMIT 1"
+    "SELECT i.ino, i.from_seq, i.mode, i.uid, i.gid, 0, i.rdev, i.size, i.atime_ns, i.mtime_ns,"
+    " coalesce(o.time_ns, i.ctime_ns), i.btime_ns, i.content_seq, i.target"
+    " FROM inode_past i LEFT JOIN oplog o ON o.seq = i.to_seq"
+    " WHERE i.ino = ? ORDER BY i.to_seq DESC LIMIT 1"
 )
 _EXTENTS = (
     "SELECT start, length, digest, chunk_offset FROM extent"
@@ -94,7 +96,7 @@ class Reader:
         return Inode._make(row)
 
     def find_departed(self, ino: Ino) -> Inode | None:
-        """Return an inode that is gone as it was last, with no links."""
+        """Return an inode that is gone as it was last, with no links; its going set the ctime."""
         row = self._one(_LAST_GONE, (ino,))
         return None if row is None else Inode._make(row)
 
@@ -183,6 +185,13 @@ class Reader:
 
     def xattr_names(self, ino: Ino) -> list[bytes]:
         return [row[0] for row in self._all("SELECT name FROM xattr WHERE ino = ?", (ino,))]
+
+    def find_content_hash(self, ino: Ino, content_seq: Seq) -> bytes | None:
+        """Return the SHA-256 of a version's whole content, if somebody asked for it before."""
+        row = self._one(
+            "SELECT sha256 FROM content_hash WHERE ino = ? AND content_seq = ?", (ino, content_seq)
+        )
+        return None if row is None else row[0]
 
     def find_chunk(self, digest: Digest) -> tuple[Any, ...] | None:
         """Return (pack name, offset, stored length, length, codec), or ``None``."""

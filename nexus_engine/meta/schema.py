@@ -24,7 +24,7 @@ CREATE TABLE inode (
     nlink INTEGER NOT NULL,          -- 0: unlinked, still open somewhere, in no view
     rdev INTEGER NOT NULL,
     size INTEGER NOT NULL,
-    atime_ns INTEGER NOT NULL,       -- as created or set: reading is not an operation
+    atime_ns INTEGER NOT NULL,       -- last read, about: reading is not an operation
     mtime_ns INTEGER NOT NULL,       -- a directory's as of from_seq; see touched_ns
     ctime_ns INTEGER NOT NULL,       -- likewise
     btime_ns INTEGER NOT NULL,

@@ -58,6 +58,10 @@ _VERSIONS = (
     " ON i.ino = j.value ->> 0 AND i.to_seq >= coalesce((SELECT max(p.to_seq) FROM inode_past p"
     "  WHERE p.ino = j.value ->> 0 AND p.to_seq < j.value ->> 1), 0)"
 )
+_SETS_ATIME = (
+    f"SELECT o.seq FROM {_ITEM} oplog o ON o.seq = j.value WHERE o.kind IN ('undo', 'restore',"
+    " 'recover') OR (o.kind = 'setattr' AND o.details ->> 'atime_ns' IS NOT NULL)"
+)
 _XATTRS = (
     f"SELECT x.ino, x.name, x.value, x.from_seq, NULL FROM {_ITEM} xattr x"
     " ON x.ino = j.value ->> 0 AND x.from_seq >= j.value ->> 1"
@@ -191,13 +195,24 @@ class UndoQueries:
     def versions(self, firsts: Mapping[Ino, Seq]) -> dict[Ino, list[VersionRow]]:
         """Return each inode's last version from before an operation, and those since, in order.
 
-        An inode that is open but has no name is absent.
+        An inode that is open but has no name is absent. An atime is that of the last operation
+        that set one: reading sets it as well, in no version of its own.
         """
         found: dict[Ino, list[VersionRow]] = {}
         for row in self._batches(_VERSIONS, firsts.items()):
             found.setdefault(row[0], []).append(VersionRow(Inode._make(row[:-1]), row[-1]))
         for versions in found.values():
             versions.sort(key=lambda version: version.inode.from_seq)
+        later = [row.inode for versions in found.values() for row in versions[1:]]
+        sets_atime = {
+            seq for (seq,) in self._batches(_SETS_ATIME, {inode.from_seq for inode in later})
+        }
+        for versions in found.values():
+            atime_ns = versions[0].inode.atime_ns
+            for index, (inode, to_seq) in enumerate(versions):
+                if index and inode.from_seq in sets_atime:
+                    atime_ns = inode.atime_ns
+                versions[index] = VersionRow(inode._replace(atime_ns=atime_ns), to_seq)
         return found
 
     def xattr_history(self, firsts: Mapping[Ino, Seq]) -> list[XattrRow]:

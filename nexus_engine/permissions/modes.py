@@ -1,9 +1,9 @@
-"""POSIX permission bits, decided without touching anything.
+"""Who may do what with an inode: permission bits and access ACLs.
 
 On a mount the kernel checks the same bits itself (``default_permissions``); these functions serve
 callers that do not come through the kernel, undo above all.
 
-Source: path_resolution(7), inode(7).
+Source: path_resolution(7), inode(7), acl(5).
 """
 
 from __future__ import annotations
@@ -11,16 +11,25 @@ from __future__ import annotations
 import stat
 from collections.abc import Collection
 
+from nexus_engine.meta.reader import View
+from nexus_engine.permissions.acl import ACCESS, Acl
 from nexus_engine.types import Inode
 
 READ, WRITE, SEARCH = 4, 2, 1
 
 
-def allows(inode: Inode, want: int, uid: int, gids: Collection[int]) -> bool:
-    """Return whether the bits grant every access in ``want`` (READ, WRITE, SEARCH or-ed)."""
+def allows(view: View, inode: Inode, want: int, uid: int, gids: Collection[int]) -> bool:
+    """Return whether every access in ``want`` (READ, WRITE, SEARCH or-ed) is granted.
+
+    Args:
+        view: Where the inode's ACL is found.
+    """
     if uid == 0:
         # Root may do all but execute what nobody may execute.
         return not want & SEARCH or inode.is_dir or bool(inode.mode & 0o111)
+    stored = view.find_xattr(inode.ino, ACCESS) if uid != inode.uid else None
+    if stored is not None:
+        return Acl.parse(stored).allows(want, uid, gids, (inode.uid, inode.gid))
     if uid == inode.uid:
         bits = inode.mode >> 6
     elif inode.gid in gids:
@@ -30,9 +39,9 @@ def allows(inode: Inode, want: int, uid: int, gids: Collection[int]) -> bool:
     return bits & want == want
 
 
-def may_remove(directory: Inode, child: Inode, uid: int, gids: Collection[int]) -> bool:
+def may_remove(view: View, directory: Inode, child: Inode, uid: int, gids: Collection[int]) -> bool:
     """Return whether a name may be removed from a directory, the sticky bit included."""
-    if not allows(directory, WRITE | SEARCH, uid, gids):
+    if not allows(view, directory, WRITE | SEARCH, uid, gids):
         return False
     sticky = directory.mode & stat.S_ISVTX
     return uid == 0 or not sticky or uid in (child.uid, directory.uid)

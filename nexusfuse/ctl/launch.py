@@ -33,6 +33,7 @@ class Wanted(NamedTuple):
     store: Path
     allow_other: bool = False
     read_only: bool = False
+    noatime: bool = False
     debug: bool = False
     log_file: Path | None = None
 
@@ -41,6 +42,7 @@ class Wanted(NamedTuple):
         words = ["mount", "--foreground", "--store", str(self.store)]
         words += ["--allow-other"] * self.allow_other
         words += ["--read-only"] * self.read_only
+        words += ["--noatime"] * self.noatime
         words += ["--debug"] * self.debug
         if self.log_file is not None:
             words += ["--log-file", str(self.log_file)]
@@ -291,6 +293,7 @@ def serve(wanted: Wanted, ready: Callable[[], None]) -> None:
     options = MountOptions(
         allow_other=wanted.allow_other,
         read_only=wanted.read_only,
+        noatime=wanted.noatime,
         debug=wanted.debug,
         log_file=wanted.log_file,
     )

@@ -29,6 +29,7 @@ _USERS_SHOWN = 5
 @click.option("--foreground", is_flag=True, help="Stay, for systemd.")
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
+@click.option("--noatime", is_flag=True, help="Reading leaves access times alone.")
 @click.option(
     "--log-file", type=DIRECTORY, metavar="FILE", help="Default: daemon.log in the store."
 )
@@ -46,6 +47,7 @@ def mount(
     foreground: bool,
     allow_other: bool,
     read_only: bool,
+    noatime: bool,
     debug: bool,
 ) -> None:
     """Mount a store on MOUNTPOINT, an empty directory; return when it serves."""
@@ -55,6 +57,7 @@ def mount(
         store=_real(store or line.store or DEFAULT_STORE),
         allow_other=allow_other,
         read_only=read_only,
+        noatime=noatime,
         debug=debug,
         log_file=None if log_file is None else _real(log_file),
     )

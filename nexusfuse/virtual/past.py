@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import stat
+
 import pyfuse3
 
 from nexus_engine import errors
 from nexus_engine.engine import Engine
 from nexus_engine.meta.reader import AsOfReader
+from nexus_engine.permissions.acl import NAMES as ACLS
 from nexus_engine.permissions.modes import READ, SEARCH, allows
 from nexus_engine.types import ROOT_INO, Actor, Ino, Inode, Name, Seq
+from nexusfuse.actors import groups_of
 from nexusfuse.attributes import negative_entry, to_entry
 from nexusfuse.virtual.base import (
     BaseNode,
@@ -22,6 +26,8 @@ from nexusfuse.virtual.base import (
 from nexusfuse.virtual.numbers import Moments
 
 _BATCH = 64
+_FMODE_EXEC = 0x20
+"""Among the flags of an open by execve(2); ``__FMODE_EXEC`` of Linux."""
 
 
 class PastNode(BaseNode):
@@ -55,6 +61,9 @@ class PastNode(BaseNode):
     async def open(self, flags: int, actor: Actor) -> tuple[OpenFile, pyfuse3.FileInfo]:
         require_read_only(flags)
         inode = self._view.get_inode(self._ino)
+        if flags & _FMODE_EXEC and inode.mode & (stat.S_ISUID | stat.S_ISGID):
+            # Who removed such a program, or mended it, does not want it run.
+            raise errors.PermissionDenied("set-user-ID programs of the past do not run")
         self._require_allowed_now(self._ino, READ, actor)
         return PastFile(self._engine, self._view, inode), pyfuse3.FileInfo(keep_cache=True)
 
@@ -70,11 +79,11 @@ class PastNode(BaseNode):
         return target
 
     async def getxattr(self, name: bytes, actor: Actor) -> bytes:
-        self._require_allowed_now(self._ino, READ, actor)
-        value = self._view.find_xattr(self._ino, name)
-        if value is None:
-            raise errors.NoXattr(name.decode(errors="backslashreplace"))
-        return value
+        # The kernel asks for ACLs on behalf of whoever comes first, to decide for all.
+        if name not in ACLS:
+            self._require_allowed_now(self._ino, READ, actor)
+        inode = self._view.get_inode(self._ino)
+        return await self._engine.getxattr_at(self._view, inode, name)
 
     async def listxattr(self, actor: Actor) -> list[bytes]:
         self._require_allowed_now(self._ino, READ, actor)
@@ -97,23 +106,16 @@ class PastNode(BaseNode):
         """
         if actor.uid == 0:
             return
-        gids = {actor.gid} | _groups(actor.pid)
+        gids = {actor.gid} | groups_of(actor.pid)
         current = ino
         while True:
-            live = self._engine.reader.find_inode(current)
-            if live is not None and not allows(live, want, actor.uid, gids):
+            reader = self._engine.reader
+            live = reader.find_inode(current)
+            if live is not None and not allows(reader, live, want, actor.uid, gids):
                 raise errors.PermissionDenied("not readable now")
             if current == ROOT_INO:
                 return
             current, want = self._view.parent_of(current), SEARCH
-
-
-def _groups(pid: int) -> set[int]:
-    """Return the supplementary groups of a process; none where it cannot be looked at."""
-    try:
-        return pyfuse3.get_sup_groups(pid)
-    except (OSError, RuntimeError):
-        return set()
 
 
 class PastDirectory:

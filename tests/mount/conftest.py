@@ -16,9 +16,9 @@ from tests.conftest import TIMEOUT_S, Mount
 
 
 @contextmanager
-def serving(directory: Path) -> Iterator[Mount]:
+def serving(directory: Path, *options: str) -> Iterator[Mount]:
     """Mount a fresh store; afterwards it must stop cleanly, silently and sound."""
-    mounted = Mount(directory)
+    mounted = Mount(directory, *options)
     try:
         yield mounted
         assert mounted.check() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Mount
-from tests.mount.linux import refused
+from tests.mount.linux import NOBODY, refused
 from tests.mount.trees import Seen, disturb, look, plant
 
 
@@ -221,3 +222,49 @@ def test_the_past_of_an_open_file_does_not_move(mount: Mount) -> None:
         path.write_bytes(b"b" * 3_000_000)
         path.unlink()
         assert past_file.read() == b"a" * (3_000_000 - 10)
+
+
+def test_computed_attributes_answer_now_and_then_and_are_not_listed(mount: Mount) -> None:
+    """user.nexus.sha256 is of the whole content, user.nexus.version the operation it is from."""
+    file = mount.path / "file"
+    big = os.urandom(3_000_000)
+    seqs = []
+    for content in (b"first", big, b"last"):
+        file.write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest().encode()
+        assert os.getxattr(file, "user.nexus.sha256") == sha256
+        seqs.append(int(os.getxattr(file, "user.nexus.version")))
+    assert seqs == sorted(set(seqs))
+    for seq, content in zip(seqs, (b"first", big, b"last"), strict=True):
+        past = mount.path / f".nexus/history/op-{seq}/file"
+        sha256 = hashlib.sha256(content).hexdigest().encode()
+        assert os.getxattr(past, "user.nexus.sha256") == sha256
+        assert int(os.getxattr(past, "user.nexus.version")) == seq
+    assert os.listxattr(file) == []
+    with file.open("r+b") as open_file:
+        open_file.write(b"LA")
+        open_file.flush()
+        sha256 = hashlib.sha256(b"LAst").hexdigest().encode()
+        assert os.getxattr(file, "user.nexus.sha256") == sha256
+    for name in ("user.nexus.sha256", "user.nexus.version"):
+        with refused(errno.EPERM):
+            os.setxattr(file, name, b"")
+        with refused(errno.ENODATA):
+            os.getxattr(mount.path, name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_set_user_id_programs_run_now_and_not_in_the_past(mount: Mount) -> None:
+    """Who took the bit away, or the program, must be able to rely on it."""
+    program = mount.path / "id"
+    shutil.copy(shutil.which("id") or "", program)
+    program.chmod(0o4755)
+    os.chown(program, NOBODY, NOBODY)
+    program.chmod(0o4755)
+    assert mount.sh("./id -u").strip() == str(NOBODY)
+    program.chmod(0o755)
+    past = mount.path / f".nexus/history/op-{mount.status()['head'] - 1}/id"
+    assert past.stat().st_mode & 0o7777 == 0o4755
+    with refused(errno.EACCES):
+        subprocess.run([past], check=False)
+    assert past.read_bytes() == program.read_bytes()

@@ -74,6 +74,16 @@ async def test_restored_trees_are_sound(world: World) -> None:
 BROKEN = [
     # (what is done to the rows, the code that must be among the problems)
     ("DELETE FROM inode WHERE ino = 4", "dentry-dangling"),
+    (
+        "INSERT INTO xattr (ino, name, value, from_seq) VALUES"
+        " (4, CAST('system.posix_acl_access' AS BLOB), x'00', 5)",
+        "acl",
+    ),
+    (
+        "INSERT INTO xattr (ino, name, value, from_seq) VALUES"
+        " (4, CAST('system.posix_acl_access' AS BLOB), x'0200000001000700ffffffff04000700ffffffff20000700ffffffff', 5)",
+        "acl-mode",
+    ),
     ("UPDATE dentry SET kind = 16384 WHERE ino = 4", "dentry-kind"),
     ("UPDATE dentry SET parent = 4 WHERE name = x'66696c65'", "dentry-homeless"),
     ("UPDATE dentry SET parent = 99 WHERE name = x'66696c65'", "dentry-homeless"),

@@ -30,7 +30,8 @@ class Attributes(NamedTuple):
     """The version whose content comes back, if it differs from the last."""
     mtime_ns: int
     """Not for directories, whose entries have a say."""
-    atime_ns: int
+    atime_ns: int | None
+    """``None``: nothing that is undone set it."""
     xattrs: dict[bytes, Outcome[bytes | None]]
 
     def outcomes(self) -> Iterator[tuple[str, Outcome[Any]]]:
@@ -85,7 +86,9 @@ def settle_attributes(
         return decide(value(versions[0]), _steps(versions, value), is_selected)
 
     def time(value: Callable[[Inode], int]) -> int:
-        settled = outcome(value, is_without)
+        return time_of(outcome(value, is_without), value)
+
+    def time_of(settled: Outcome[int], value: Callable[[Inode], int]) -> int:
         if settled.target_seq != BASE or not settled.reverted:
             return settled.target
         return _time_without(versions[0], before(versions[0]), value, is_without)
@@ -103,6 +106,7 @@ def settle_attributes(
             step for step in steps if not any(born <= step[0] <= died for born, died in detours)
         ]
         xattrs[name] = decide(base, kept, is_selected)
+    atime = outcome(_atime, is_without)
     return Attributes(
         last=last,
         mode=outcome(lambda version: version.mode),
@@ -114,7 +118,7 @@ def settle_attributes(
             else None
         ),
         mtime_ns=time(lambda version: version.mtime_ns),
-        atime_ns=time(lambda version: version.atime_ns),
+        atime_ns=time_of(atime, _atime) if atime.reverted else None,
         xattrs=xattrs,
     )
 
@@ -132,6 +136,10 @@ def _time_without(
             break
         oldest = version
     return value(oldest)
+
+
+def _atime(version: Inode) -> int:
+    return version.atime_ns
 
 
 def _content_seq(version: Inode) -> Seq:

@@ -13,6 +13,7 @@ from nexus_engine.history.undo.rights import REFUSED, Rights
 from nexus_engine.history.undo.times import DirectoryTimes
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.undo_queries import UndoQueries
+from nexus_engine.permissions.acl import ACCESS, Acl
 from nexus_engine.types import Ino, Inode, Seq
 
 
@@ -147,9 +148,9 @@ class InodeChanges:
         owner = attributes.owner.target
         if self._allow(ino, OWNER, attributes, allowed=rights.may_give(guard, owner)):
             after = after._replace(uid=owner[0], gid=owner[1])
-        change = change._replace(after=after)
         may_write = rights.may_write(guard)
-        xattrs = tuple(self._xattrs(ino, attributes, may_write=may_write))
+        xattrs = tuple(self._xattrs(guard, attributes))
+        change = change._replace(after=self._with_bits_of_acl(after, dict(xattrs)))
         if self._allow(ino, CONTENT, attributes, allowed=may_write):
             change = self._with_content(change, attributes, cut=cut)
         if rights.owns(guard) or (change.new_content and may_write):
@@ -173,19 +174,27 @@ class InodeChanges:
     def _with_times(self, change: InodeChange, attributes: Attributes) -> InodeChange:
         after = change.after
         assert after is not None
-        after = after._replace(atime_ns=attributes.atime_ns)
+        if attributes.atime_ns is not None:
+            after = after._replace(atime_ns=attributes.atime_ns)
         if not after.is_dir:
             after = after._replace(mtime_ns=attributes.mtime_ns)
         return change._replace(after=after)
 
-    def _xattrs(
-        self, ino: Ino, attributes: Attributes, *, may_write: bool
-    ) -> Iterator[tuple[bytes, bytes | None]]:
+    def _with_bits_of_acl(self, after: Inode, changed: dict[bytes, bytes | None]) -> Inode:
+        """Show the permission bits of the ACL: where somebody else's stays, its bits do too."""
+        acl = changed[ACCESS] if ACCESS in changed else self._reader.find_xattr(after.ino, ACCESS)
+        if acl is None:
+            return after
+        return after._replace(mode=after.mode & ~0o777 | Acl.parse(acl).permission_bits)
+
+    def _xattrs(self, guard: Inode, attributes: Attributes) -> Iterator[tuple[bytes, bytes | None]]:
+        ino = guard.ino
         for name, outcome in attributes.xattrs.items():
             before, steps = self._lives.of[ino].xattrs[name]
             now = steps[-1][1] if steps else before
             what = XATTR + name.decode(errors="backslashreplace")
-            allowed = self._allow(ino, what, attributes, allowed=may_write)
+            may_set = self._rights.may_set_xattr(guard, name)
+            allowed = self._allow(ino, what, attributes, allowed=may_set)
             if allowed and outcome.target != now:
                 yield name, outcome.target
 

@@ -127,7 +127,9 @@ def plan_undo(
     connection = store.database.connection
     queries = UndoQueries(connection)
     with queries.one_moment():
-        return _Planning(store, queries, seqs, Rights(actor, groups), force=force).plan()
+        return _Planning(
+            store, queries, seqs, Rights(actor, groups, store.reader), force=force
+        ).plan()
 
 
 class _Planning:
