@@ -81,7 +81,8 @@ BROKEN = [
     ),
     (
         "INSERT INTO xattr (ino, name, value, from_seq) VALUES"
-        " (4, CAST('system.posix_acl_access' AS BLOB), x'0200000001000700ffffffff04000700ffffffff20000700ffffffff', 5)",
+        " (4, CAST('system.posix_acl_access' AS BLOB), x'02000000"
+        "01000700ffffffff04000700ffffffff20000700ffffffff', 5)",
         "acl-mode",
     ),
     ("UPDATE dentry SET kind = 16384 WHERE ino = 4", "dentry-kind"),
