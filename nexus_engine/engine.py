@@ -27,16 +27,23 @@ from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import AsOfReader, Listed, View
 from nexus_engine.oplog.tail import Stale, Tail
 from nexus_engine.permissions.acl import NAMES as ACLS
+from nexus_engine.permissions.modes import set_ids_lost
 from nexus_engine.recovery import recover
 from nexus_engine.store import Store
 from nexus_engine.types import NAME_MAX, Actor, FsUsage, Ino, Inode, Name, Seq
 
 R = TypeVar("R")
+Groups = Callable[[], Collection[int]]
 
 log = logging.getLogger(__name__)
 
 UPKEEP_INTERVAL_S = 1.0
 _WATCHED_BYTES = 128 * 1024
+
+
+def no_groups() -> Collection[int]:
+    """Return no further groups: of callers that have none, or for whom they do not matter."""
+    return ()
 
 
 class Engine:
@@ -104,8 +111,20 @@ class Engine:
             raise errors.StaleInode(f"inode {ino} is gone")
         return self.content.over(inode)
 
-    async def setattr(self, ino: Ino, new: NewAttributes, actor: Actor) -> Inode:
-        """Change attributes. On an open file a new size belongs to the write session."""
+    async def setattr(
+        self, ino: Ino, new: NewAttributes, actor: Actor, groups: Groups = no_groups
+    ) -> Inode:
+        """Change attributes. On an open file a new size belongs to the write session.
+
+        Args:
+            groups: Returns further groups of the actor.
+        """
+        if actor.uid != 0 and (new.size, new.uid, new.gid) != (None, None, None):
+            inode = await self.getattr(ino)
+            lost = _set_ids_lost(inode, actor, groups)
+            if lost:
+                mode = inode.mode if new.mode is None else new.mode
+                new = new._replace(mode=mode & ~lost)
         if new.size is not None:
             file = self.content.find_file(ino)
             if file is not None:
@@ -240,14 +259,17 @@ class Engine:
         inode = await self.make(parent, name, mode, actor, before_umask=before_umask)
         return self.content.open(inode, actor), inode
 
-    async def open(self, ino: Ino, flags: int, actor: Actor) -> Handle:
+    async def open(self, ino: Ino, flags: int, actor: Actor, groups: Groups = no_groups) -> Handle:
         """Open a regular file.
 
         Args:
             flags: As of open(2). Access modes are the kernel's to check; O_TRUNC truncates
                 whatever the mode, as on Linux.
+            groups: Returns further groups of the actor.
         """
         inode = self.reader.get_inode(ino)
+        if flags & (os.O_ACCMODE | os.O_TRUNC) and inode.mode & (stat.S_ISUID | stat.S_ISGID):
+            inode = await self._drop_set_ids(inode, flags, actor, groups)
         handle = self.content.open(inode, actor, silent=bool(flags & os.O_NOATIME))
         if flags & os.O_TRUNC:
             try:
@@ -256,6 +278,20 @@ class Engine:
                 await self.content.release(handle)
                 raise
         return handle
+
+    async def _drop_set_ids(self, inode: Inode, flags: int, actor: Actor, groups: Groups) -> Inode:
+        """Take away what new content will cost, where the kernel will not ask for it.
+
+        Write requests do not say who writes. So a set-group-ID bit without group execute goes
+        when somebody outside the group opens the file for writing.
+        """
+        lost = _set_ids_lost(inode, actor, groups)
+        if not flags & os.O_TRUNC:
+            lost = 0 if inode.mode & stat.S_IXGRP else lost & stat.S_ISGID
+        if not lost:
+            return inode
+        await self.setattr(inode.ino, NewAttributes(mode=inode.mode & ~lost), actor)
+        return self.reader.get_inode(inode.ino)
 
     async def read(self, handle: Handle, offset: int, length: int) -> bytes:
         return await self.content.read(handle, offset, length)
@@ -309,18 +345,18 @@ class Engine:
         value: bytes,
         actor: Actor,
         flags: int = 0,
-        groups: Collection[int] = (),
+        groups: Groups = no_groups,
     ) -> None:
         """Set an extended attribute.
 
         Args:
             flags: XATTR_CREATE or XATTR_REPLACE.
-            groups: Further groups of the actor; ACLs ask for them.
+            groups: Returns further groups of the actor; ACLs ask for them.
         """
         _require_settable(name)
         await self.content.seal_inode(ino)
         if name in ACLS:
-            await self.store.write(attributes.set_acl, actor, ino, name, value, groups)
+            await self.store.write(attributes.set_acl, actor, ino, name, value, groups())
         else:
             await self.store.write(attributes.set_xattr, actor, ino, name, value, flags)
         self.content.refresh_inode(ino)
@@ -435,6 +471,12 @@ class Engine:
             inodes=inodes + 2**32,
             inodes_free=2**32,
         )
+
+
+def _set_ids_lost(inode: Inode, actor: Actor, groups: Groups) -> int:
+    if not inode.mode & (stat.S_ISUID | stat.S_ISGID):
+        return 0
+    return set_ids_lost(inode, actor.uid, {actor.gid, *groups()})
 
 
 def _require_settable(name: bytes) -> None:

@@ -18,7 +18,6 @@ import pyfuse3
 from nexus_engine import errors
 from nexus_engine.engine import Engine
 from nexus_engine.fs.files import Handle
-from nexus_engine.permissions.acl import NAMES as ACLS
 from nexus_engine.types import Actor, Ino, Inode, Name
 from nexusfuse.actors import ActorResolver, groups_of
 from nexusfuse.attributes import from_entry, negative_entry, read_only, to_entry
@@ -170,7 +169,8 @@ class Operations(pyfuse3.Operations):
                 return await self.tree.node(ino).attributes()  # `echo … > control` truncates
             raise read_only()
         new = from_entry(attr, fields)
-        inode = await self._engine.setattr(Ino(ino), new, self._actor(ctx))
+        groups = partial(groups_of, ctx.pid)
+        inode = await self._engine.setattr(Ino(ino), new, self._actor(ctx), groups)
         return self._entry(inode)
 
     @fuse_request
@@ -318,7 +318,7 @@ class Operations(pyfuse3.Operations):
         # Readers leave no trace in the log, so there is no need to know who they are.
         reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
         actor = _NOBODY if reads else self._actor(ctx)
-        handle = await self._engine.open(Ino(ino), flags, actor)
+        handle = await self._engine.open(Ino(ino), flags, actor, partial(groups_of, ctx.pid))
         writes_only = flags & os.O_ACCMODE == os.O_WRONLY
         return pyfuse3.FileInfo(
             fh=self._files.add(LiveFile(self._engine, handle)),
@@ -401,7 +401,7 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         if ino & VIRTUAL:
             raise read_only()
-        groups = groups_of(ctx.pid) if name in ACLS else ()
+        groups = partial(groups_of, ctx.pid)
         await self._engine.setxattr(Ino(ino), name, value, self._actor(ctx), groups=groups)
 
     @fuse_request

@@ -39,6 +39,22 @@ def allows(view: View, inode: Inode, want: int, uid: int, gids: Collection[int])
     return bits & want == want
 
 
+def set_ids_lost(inode: Inode, uid: int, gids: Collection[int]) -> int:
+    """Return the mode bits that a file loses when somebody changes its content or owner.
+
+    The kernel asks for most of it, but leaves O_TRUNC, and set-group-ID without group execute,
+    to us.
+
+    Source: inode(7); ``setattr_should_drop_suidgid`` of Linux.
+    """
+    if uid == 0 or not inode.is_file:
+        return 0
+    lost = inode.mode & stat.S_ISUID
+    if inode.mode & stat.S_IXGRP or inode.gid not in gids:
+        lost |= inode.mode & stat.S_ISGID
+    return lost
+
+
 def may_remove(view: View, directory: Inode, child: Inode, uid: int, gids: Collection[int]) -> bool:
     """Return whether a name may be removed from a directory, the sticky bit included."""
     if not allows(view, directory, WRITE | SEARCH, uid, gids):

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hypothesis.stateful import RuleBasedStateMachine, multiple
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, multiple
 
 from .drivers import Driver
-from .reference import ReferenceFs, Unmodelled
+from .permissions import Caller
+from .reference import ReferenceFs
+from .reference_tree import Unmodelled
 from .strategies import Fill, Spot, Step, Under
 from .tree import (
     Entry,
@@ -34,6 +36,11 @@ PATH_LIMIT = 3_500
 """PATH_MAX is 4,096; the rest is for the driver's own root and for history's names."""
 
 ENTRIES_MAX = 150
+
+OPERATIONS_MAX = 20
+"""Operations to look back at."""
+EVERY_NTH = 3
+"""So many changes make one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,11 @@ class Saved:
     live: Tree
 
 
+names: Bundle[bytes] = Bundle("names")
+handles: Bundle[int] = Bundle("handles")
+moments: Bundle[Saved] = Bundle("moments")
+
+
 class ComparingMachine(RuleBasedStateMachine):
     """A driver, the reference, and no rules yet."""
 
@@ -74,8 +86,7 @@ class ComparingMachine(RuleBasedStateMachine):
         self.driver = type(self).new_driver()
         features = self.features = self.driver.features
         self.model = ReferenceFs(
-            uid=features.uid,
-            gid=features.gid,
+            caller=features.caller,
             umask=features.umask,
             follow_symlinks=features.follows_symlinks,
         )
@@ -85,10 +96,18 @@ class ComparingMachine(RuleBasedStateMachine):
         self.saved: list[Saved] = []
         self.reachable: list[Saved] = []
         self.before_last: ReferenceFs | None = None
+        self.changes = 0
+        self.operations: deque[tuple[str, ReferenceFs]] = deque(maxlen=OPERATIONS_MAX)
         self.touched: list[bytes] = []
         self.differed = False
 
     # Inside: doing a thing to both
+
+    def _as(self, who: Caller) -> None:
+        """Until the rule ends, somebody else does what is done."""
+        caller = who if self.features.users else self.features.caller
+        self.model.act_as(caller)
+        self.driver.act_as(caller)
 
     def _same(self, op: str, *args: Any, **named: Any) -> Done:
         """Do a change to both; require the same outcome, which is returned."""
@@ -106,7 +125,18 @@ class ComparingMachine(RuleBasedStateMachine):
             before = self.model.saved()
         done = self._same(op, *args)
         self.before_last = before if done.code is None else None
+        if done.code is None:
+            self._note_operation()
         return done.code is None
+
+    def _note_operation(self) -> None:
+        """Every few changes, remember what the log has last and how things were then."""
+        self.changes += 1
+        if self.features.history_of_open_files and self.changes % EVERY_NTH == 0:
+            caller = self.model.caller
+            self._as(self.features.caller)
+            self.operations.append((self.driver.operation(), self.model.saved()))
+            self._as(caller)
 
     def _look(self, op: str, path: bytes | None, *args: Any) -> None:
         if path is not None:
@@ -117,11 +147,23 @@ class ComparingMachine(RuleBasedStateMachine):
             return SKIPPED
         return self._compared(op, (fh, *args), (self.fhs[fh], *args), named)
 
-    def _write_like(self, op: str, fh: int, *args: Any) -> None:
+    def _change_by_handle(self, op: str, fh: int, *args: Any) -> Done:
         self.before_last = None
-        done = self._on_handle(op, fh, *args)
-        if done.code is None:
+        return self._on_handle(op, fh, *args)
+
+    def _write_like(self, op: str, fh: int, *args: Any) -> None:
+        if self._change_by_handle(op, fh, *args).code is None:
             self.written.add(fh)
+
+    def _copy(self, source: int, sink: int, length: int, start: int, to: int) -> None:
+        if source in self.fhs and sink in self.fhs:
+            self.before_last = None
+            where = (length, start, to)
+            done = self._compared(
+                "copy_range", (source, sink, *where), (self.fhs[source], self.fhs[sink], *where), {}
+            )
+            if done.code is None:
+                self.written.add(sink)
 
     def _compared(
         self,
@@ -138,7 +180,7 @@ class ComparingMachine(RuleBasedStateMachine):
         what = f"{op}({', '.join(map(_shown, model_args))})"
         if isinstance(expected.value, Stat) and isinstance(found.value, Stat):
             self._require_same_stat(what, expected.value, found.value)
-        elif op == "open" and expected.code is None and found.code is None:
+        elif op in ("open", "open_again") and expected.code is None and found.code is None:
             self.fhs[expected.value] = found.value
         else:
             self._require(
@@ -172,6 +214,15 @@ class ComparingMachine(RuleBasedStateMachine):
             return multiple()
         done = self._open(path, flags, mode)
         return multiple() if done.code is not None else done.value
+
+    def _opened_again(self, fh: int, flags: int) -> Any:
+        self.before_last = None
+        done = self._on_handle("open_again", fh, flags)
+        if done.code is not None:
+            return multiple()
+        if flags & os.O_TRUNC:
+            self.written.add(done.value)
+        return done.value
 
     def _write_file(self, path: bytes, fill: Fill, mode: int) -> None:
         done = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -218,8 +269,7 @@ class ComparingMachine(RuleBasedStateMachine):
         return live
 
     def _compare_moment(self, saved: Saved) -> None:
-        past = self.driver.tree_at(saved.moment)
-        self._require_same_tree(f"the tree at {saved.moment}", saved.tree, past)
+        past = self._compare_past(saved.moment, saved.tree)
         if self.features.exact_history_mtimes:
             moved = {
                 path: (entry.stat.mtime_ns, past[path].stat.mtime_ns)
@@ -227,6 +277,25 @@ class ComparingMachine(RuleBasedStateMachine):
                 if _has_own_mtime(entry) and entry.stat.mtime_ns != past[path].stat.mtime_ns
             }
             self._require(not moved, f"at {saved.moment}, mtimes (then, now): {moved}")
+
+    def _compare_past(self, moment: str, expected: Tree) -> Tree:
+        past = self.driver.tree_at(moment)
+        self._require_same_tree(f"the tree at {moment}", expected, past)
+        return past
+
+    def _compare_versions(self, path: bytes) -> None:
+        """Every content that was seen under a name of a directory is one of its versions."""
+        parent = path.rpartition(b"/")[0]
+        directory = self.model.stat(parent).ino
+        contents = {}
+        for moment, model in [*self.operations, ("now", self.model)]:
+            tree = model.tree()
+            entry, above = tree.get(path), tree.get(parent)
+            if entry and above and entry.stat.kind is Kind.FILE and above.stat.ino == directory:
+                contents[moment] = entry.content
+        found = self.driver.versions(path)
+        missing = [moment for moment, content in contents.items() if content not in found]
+        self._require(not missing, f"no version of {path!r} is its content at {missing}")
 
     def _require_same_tree(self, what: str, expected: Tree, found: Tree) -> None:
         lines = tree_difference(expected, found, self.started_ns, self.driver.now_ns())
@@ -279,6 +348,7 @@ class ComparingMachine(RuleBasedStateMachine):
         # bytes: without this, a thousand examples hold a gigabyte.
         self.model = ReferenceFs()
         self.saved.clear()
+        self.operations.clear()
         self.reachable.clear()
 
     # Inside: what is drawn becomes a path
@@ -288,12 +358,9 @@ class ComparingMachine(RuleBasedStateMachine):
         if isinstance(spot, Under):
             parent = self._path(spot.parent)
             return None if parent is None else self._fitting(joined(parent, spot.name))
-        paths = self._xattr_paths() if spot.with_xattrs else []
+        paths = self.model.paths_with_xattrs() if spot.with_xattrs else []
         paths = paths or self.model.paths(*([spot.kind] if spot.kind else []))
         return paths[spot.index % len(paths)] if paths else None
-
-    def _xattr_paths(self) -> list[bytes]:
-        return [path for path in self.model.paths() if self.model.listxattr(path)]
 
     def _fitting(self, path: bytes) -> bytes | None:
         return path if len(path) <= PATH_LIMIT else None
@@ -310,21 +377,12 @@ class ComparingMachine(RuleBasedStateMachine):
     def _has_room(self) -> bool:
         return len(self.model.paths()) < ENTRIES_MAX
 
-    def _has_xattr_room(self, path: bytes, name: bytes, value: Fill) -> bool:
-        held = 0
-        with suppress(OSError, Unmodelled):
-            names = self.model.listxattr(path)
-            held = sum(len(other) + 32 + len(self.model.getxattr(path, other)) for other in names)
-        return held + len(name) + 32 + value.length <= self.features.xattr_bytes
+    def _has_xattr_room(self, held: dict[bytes, bytes], name: bytes, value: Fill) -> bool:
+        used = sum(len(other) + 32 + len(data) for other, data in held.items())
+        return used + len(name) + 32 + value.length <= self.features.xattr_bytes
 
-    def _mode(self, mode: int, *, directory: bool = False) -> int:
-        """Return a mode that leaves the caller able to go on.
-
-        Who is not root keeps their own access. A sticky directory that
-        others may write is left out: there, sysctl fs.protected_* decides.
-        """
-        if directory and mode & 0o1000:
-            mode &= ~0o022
+    def _mode(self, mode: int) -> int:
+        """Return a mode that leaves a caller who is not root able to go on."""
         return mode if self.features.privileged else (mode & 0o1777) | 0o700
 
 

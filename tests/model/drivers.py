@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import hashlib
 import itertools
+import mmap
 import os
 import shutil
 import stat as stat_bits
@@ -18,7 +19,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from .tree import Entry, Kind, Stat, Tree, hard_link_groups, joined
+from nexus_engine.commands import Reply, Request, ignore_progress
+from nexusfuse.ctl import control
+
+from .permissions import ACCESS, DEFAULT, ROOT, Caller
+from .tree import Entry, Kind, Stat, Tree, hard_link_groups, joined, stat_difference
 
 READ_SIZE = 1 << 20
 
@@ -27,7 +32,7 @@ READ_SIZE = 1 << 20
 class Features:
     """What a driver can be asked for; the machine leaves out the rules for the rest.
 
-    ``uid``, ``gid`` and ``umask`` are those with which files are created.
+    ``caller`` does everything, with ``umask``; ``users``: so may others, in turns.
     ``xattr_bytes`` bounds the names and values of one file (ext4: one block).
     ``history_of_open_files``: a moment includes what a handle that is still
     open has written. Where not, the machine closes such handles first.
@@ -35,12 +40,12 @@ class Features:
     undoes, and so returns even to a moment that an undo had gone back beyond.
     """
 
-    uid: int = 0
-    gid: int = 0
+    caller: Caller = ROOT
     umask: int = 0
-    privileged: bool = True
+    users: bool = False
     xattrs: bool = True
     xattr_bytes: int = 200_000
+    acls: bool = False
     follows_symlinks: bool = True
     supports_history: bool = False
     history_of_open_files: bool = False
@@ -49,6 +54,10 @@ class Features:
     undo_since_takes_back_undos: bool = False
     supports_undo_last: bool = False
     supports_remount: bool = False
+
+    @property
+    def privileged(self) -> bool:
+        return self.caller.privileged
 
 
 class TreeView(Protocol):
@@ -76,8 +85,12 @@ class Driver(Protocol):
 
     def now_ns(self) -> int: ...
 
+    def act_as(self, caller: Caller) -> None:
+        """With features.users: who does what comes."""
+        ...
+
     def mkdir(self, path: bytes, mode: int) -> None: ...
-    def mkfifo(self, path: bytes, mode: int) -> None: ...
+    def mknod(self, path: bytes, kind: Kind, mode: int, rdev: int) -> None: ...
     def symlink(self, target: bytes, path: bytes) -> None: ...
     def link(self, existing: bytes, path: bytes) -> None: ...
     def unlink(self, path: bytes) -> None: ...
@@ -91,16 +104,28 @@ class Driver(Protocol):
     def chmod(self, path: bytes, mode: int) -> None: ...
     def chown(self, path: bytes, uid: int, gid: int) -> None: ...
     def utimens(self, path: bytes, atime_ns: int, mtime_ns: int) -> None: ...
+    def touch(self, path: bytes) -> None: ...
+    def fchmod(self, fh: int, mode: int) -> None: ...
+    def fchown(self, fh: int, uid: int, gid: int) -> None: ...
+    def futimens(self, fh: int, atime_ns: int, mtime_ns: int) -> None: ...
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None: ...
     def getxattr(self, path: bytes, name: bytes) -> bytes: ...
     def removexattr(self, path: bytes, name: bytes) -> None: ...
     def listxattr(self, path: bytes) -> list[bytes]: ...
+    def fsetxattr(self, fh: int, name: bytes, value: bytes, flags: int) -> None: ...
+    def fgetxattr(self, fh: int, name: bytes) -> bytes: ...
+    def fremovexattr(self, fh: int, name: bytes) -> None: ...
+    def flistxattr(self, fh: int) -> list[bytes]: ...
 
     def open(self, path: bytes, flags: int, mode: int) -> int: ...
+    def open_again(self, fh: int, flags: int) -> int: ...
     def close(self, fh: int) -> None: ...
     def pread(self, fh: int, length: int, offset: int) -> bytes: ...
     def pwrite(self, fh: int, data: bytes, offset: int) -> int: ...
+    def copy_range(self, source: int, sink: int, length: int, start: int, to: int) -> int: ...
+    def mapped_read(self, fh: int, length: int, offset: int) -> bytes: ...
+    def mapped_write(self, fh: int, data: bytes, offset: int) -> None: ...
     def truncate(self, path: bytes, size: int) -> None: ...
     def ftruncate(self, fh: int, size: int) -> None: ...
     def fsync(self, fh: int, *, datasync: bool) -> None: ...
@@ -119,7 +144,15 @@ class Driver(Protocol):
         """Name the present."""
         ...
 
+    def operation(self) -> str:
+        """Return the latest operation, which is a moment as well."""
+        ...
+
     def tree_at(self, moment: str) -> Tree: ...
+
+    def versions(self, path: bytes) -> list[bytes]:
+        """Return the SHA-256 of every content that there was under a name, in any order."""
+        ...
 
     # With features.supports_undo (undo_last: features.supports_undo_last):
 
@@ -181,14 +214,15 @@ class PathView:
     def iter_content(self, path: bytes) -> Iterator[bytes]:
         fd = os.open(self._at(path), os.O_RDONLY | os.O_NOFOLLOW)
         try:
+            # Not what the kernel remembers of it: what the file system gives.
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             while block := os.read(fd, READ_SIZE):
                 yield block
         finally:
             os.close(fd)
 
     def listxattr(self, path: bytes) -> list[bytes]:
-        names = map(os.fsencode, os.listxattr(self._at(path), follow_symlinks=False))
-        return sorted(name for name in names if name.startswith(b"user."))
+        return _shared(os.listxattr(self._at(path), follow_symlinks=False))
 
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         return os.getxattr(self._at(path), name, follow_symlinks=False)
@@ -207,16 +241,29 @@ class PathDriver(PathView):
         if os.geteuid() == 0:
             os.chown(root, os.geteuid(), os.getegid())
         self.features = features or found_features(root)
+        self._caller = self.features.caller
         self._fds: set[int] = set()
 
     def now_ns(self) -> int:
         return time.time_ns()
 
+    def act_as(self, caller: Caller) -> None:
+        """Become somebody else, through being root again."""
+        if caller == self._caller:
+            return
+        ourselves = self.features.caller
+        os.seteuid(ourselves.uid)
+        os.setegid(ourselves.gid)
+        os.setgroups(caller.groups)
+        os.setegid(caller.gid)
+        os.seteuid(caller.uid)
+        self._caller = caller
+
     def mkdir(self, path: bytes, mode: int) -> None:
         os.mkdir(self._at(path), mode)
 
-    def mkfifo(self, path: bytes, mode: int) -> None:
-        os.mkfifo(self._at(path), mode)
+    def mknod(self, path: bytes, kind: Kind, mode: int, rdev: int) -> None:
+        os.mknod(self._at(path), kind.type_bits | mode, rdev)
 
     def symlink(self, target: bytes, path: bytes) -> None:
         os.symlink(target, self._at(path))
@@ -248,6 +295,30 @@ class PathDriver(PathView):
     def utimens(self, path: bytes, atime_ns: int, mtime_ns: int) -> None:
         os.utime(self._at(path), ns=(atime_ns, mtime_ns), follow_symlinks=False)
 
+    def touch(self, path: bytes) -> None:
+        os.utime(self._at(path), follow_symlinks=False)
+
+    def fchmod(self, fh: int, mode: int) -> None:
+        os.fchmod(fh, mode)
+
+    def fchown(self, fh: int, uid: int, gid: int) -> None:
+        os.fchown(fh, uid, gid)
+
+    def futimens(self, fh: int, atime_ns: int, mtime_ns: int) -> None:
+        os.utime(fh, ns=(atime_ns, mtime_ns))
+
+    def fsetxattr(self, fh: int, name: bytes, value: bytes, flags: int) -> None:
+        os.setxattr(fh, name, value, flags)
+
+    def fgetxattr(self, fh: int, name: bytes) -> bytes:
+        return os.getxattr(fh, name)
+
+    def fremovexattr(self, fh: int, name: bytes) -> None:
+        os.removexattr(fh, name)
+
+    def flistxattr(self, fh: int) -> list[bytes]:
+        return _shared(os.listxattr(fh))
+
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
         os.setxattr(self._at(path), name, value, flags, follow_symlinks=False)
 
@@ -256,6 +327,11 @@ class PathDriver(PathView):
 
     def open(self, path: bytes, flags: int, mode: int) -> int:
         fd = os.open(self._at(path), flags | os.O_CLOEXEC, mode)
+        self._fds.add(fd)
+        return fd
+
+    def open_again(self, fh: int, flags: int) -> int:
+        fd = os.open(f"/proc/self/fd/{fh}", flags | os.O_CLOEXEC)
         self._fds.add(fd)
         return fd
 
@@ -268,6 +344,23 @@ class PathDriver(PathView):
 
     def pwrite(self, fh: int, data: bytes, offset: int) -> int:
         return os.pwrite(fh, data, offset)
+
+    def copy_range(self, source: int, sink: int, length: int, start: int, to: int) -> int:
+        done = more = os.copy_file_range(source, sink, length, start, to)
+        while more and done < length:
+            more = os.copy_file_range(source, sink, length - done, start + done, to + done)
+            done += more
+        return done
+
+    def mapped_read(self, fh: int, length: int, offset: int) -> bytes:
+        begin = offset % mmap.ALLOCATIONGRANULARITY
+        with mmap.mmap(fh, begin + length, prot=mmap.PROT_READ, offset=offset - begin) as mapping:
+            return mapping[begin:]
+
+    def mapped_write(self, fh: int, data: bytes, offset: int) -> None:
+        begin = offset % mmap.ALLOCATIONGRANULARITY
+        with mmap.mmap(fh, begin + len(data), offset=offset - begin) as mapping:
+            mapping[begin:] = data
 
     def truncate(self, path: bytes, size: int) -> None:
         os.truncate(self._at(path), size)
@@ -282,12 +375,19 @@ class PathDriver(PathView):
         return walk_tree(self, xattrs=self.features.xattrs)
 
     def finish(self) -> list[str]:
+        self.act_as(self.features.caller)
         self._close_all()
         # Thousands of examples would otherwise fill a tmpfs.
         shutil.rmtree(self._root)
         return []
 
     def moment(self) -> str:
+        raise NotImplementedError
+
+    def operation(self) -> str:
+        raise NotImplementedError
+
+    def versions(self, path: bytes) -> list[bytes]:
         raise NotImplementedError
 
     def tree_at(self, moment: str) -> Tree:
@@ -314,92 +414,110 @@ class PathDriver(PathView):
 
 
 class MountDriver(PathDriver):
-    """A directory of a real Nexus mount: system calls, ``.nexus``, and ``nexus-ctl``."""
+    """A directory of a real Nexus mount: system calls, ``.nexus``, and commands."""
 
     # Snapshots belong to the whole mount: no two examples may share a name.
     _snapshots = itertools.count(1)
 
-    def __init__(
-        self,
-        root: bytes,
-        *,
-        ctl: Callable[..., object],
-        check: Callable[[], list[str]],
-        remount: Callable[[], None] | None = None,
-    ) -> None:
-        """Take an empty directory of a mount.
+    def __init__(self, root: bytes, mountpoint: bytes, *, remount: Callable[[], None]) -> None:
+        """Take an empty directory of a mount that lets other users in.
 
         Args:
-            ctl: Runs nexus-ctl with these arguments; raises where it fails.
-            check: Returns the problems that fsck finds in the store.
             remount: Unmounts and mounts again at the same place.
         """
-        super().__init__(root, mount_features(remountable=remount is not None))
-        self._ctl = ctl
-        self._check = check
+        super().__init__(root, mount_features())
+        self._mountpoint = mountpoint
         self._remount = remount
+
+    def tree(self) -> Tree:
+        """Return the tree that programs see, which must be the one that the daemon has."""
+        tree = super().tree()
+        for path, entry in tree.items():
+            _synchronise(self._at(path))
+            stale = stat_difference(self.stat(path), entry.stat)
+            assert not stale, f"{path!r}: the kernel remembered something else: {stale}"
+        return tree
 
     def moment(self) -> str:
         name = f"model-{os.getpid()}-{next(self._snapshots)}"
         os.mkdir(self._root + b"/.nexus/snapshots/" + os.fsencode(name))
         return name
 
+    def operation(self) -> str:
+        return f"op-{self._ask('status')['operations']}"
+
     def tree_at(self, moment: str) -> Tree:
         view = PathView(self._root + b"/.nexus/history/" + os.fsencode(moment))
         return walk_tree(view, xattrs=self.features.xattrs)
 
+    def versions(self, path: bytes) -> list[bytes]:
+        directory, _, name = path.rpartition(b"/")
+        view = PathView(joined(self._at(directory) + b"/.nexus/versions", name))
+        return [
+            digest for one in view.readdir(b"") if (digest := _content(view, one, view.stat(one)))
+        ]
+
     def undo_since(self, moment: str) -> None:
-        self._ctl("undo", "--since", moment)
+        self._ask("undo", since=moment)
 
     def undo_last(self, count: int) -> None:
-        self._ctl("undo", "--last", str(count))
+        self._ask("undo", last=count)
 
     def redo(self) -> None:
-        self._ctl("redo")
+        self._ask("redo")
 
     def remount(self) -> None:
-        assert self._remount is not None
         self._remount()
 
     def finish(self) -> list[str]:
+        self.act_as(self.features.caller)
         self._close_all()
-        return self._check()
+        return [str(problem) for problem in self._ask("fsck")["problems"]]
+
+    def _ask(self, verb: str, **arguments: object) -> Reply:
+        return control.ask(self._mountpoint, Request(verb, arguments), ignore_progress)
 
 
-def mount_features(*, remountable: bool = False) -> Features:
+def mount_features() -> Features:
     """Return what a Nexus mount promises. Not found out: a broken one must fail, not skip."""
     return Features(
-        uid=os.geteuid(),
-        gid=os.getegid(),
+        caller=_caller(),
         umask=_umask(),
-        privileged=os.geteuid() == 0,
+        users=os.geteuid() == 0,
+        acls=True,
         supports_history=True,
+        history_of_open_files=True,
         supports_undo=True,
         supports_undo_last=True,
-        supports_remount=remountable,
+        supports_remount=True,
     )
 
 
 def found_features(root: bytes) -> Features:
     """Try what the filesystem below ``root`` can do."""
     return Features(
-        uid=os.geteuid(),
-        gid=os.getegid(),
+        caller=_caller(),
         umask=_umask(),
-        privileged=os.geteuid() == 0,
-        xattrs=_takes_xattr(root, 1),
-        xattr_bytes=200_000 if _takes_xattr(root, 8_000) else 3_000,
+        users=os.geteuid() == 0,
+        xattrs=_takes_xattr(root, b"user.nexus-model-probe", b"x"),
+        xattr_bytes=200_000
+        if _takes_xattr(root, b"user.nexus-model-probe", bytes(8_000))
+        else 3_000,
+        acls=_takes_xattr(root, DEFAULT, b""),
     )
 
 
-def _takes_xattr(root: bytes, size_bytes: int) -> bool:
-    name = b"user.nexus-model-probe"
+def _takes_xattr(root: bytes, name: bytes, value: bytes) -> bool:
     try:
-        os.setxattr(root, name, b"x" * size_bytes)
+        os.setxattr(root, name, value)
+        os.removexattr(root, name)
     except OSError:
         return False
-    os.removexattr(root, name)
     return True
+
+
+def _caller() -> Caller:
+    return Caller(os.geteuid(), os.getegid(), tuple(os.getgroups()))
 
 
 def _umask() -> int:
@@ -434,6 +552,17 @@ def _stat(found: os.stat_result) -> Stat:
         nlink=found.st_nlink,
         size=found.st_size if kind in (Kind.FILE, Kind.SYMLINK) else None,
         mtime_ns=found.st_mtime_ns,
+        rdev=found.st_rdev,
+    )
+
+
+def _shared(names: list[str]) -> list[bytes]:
+    """Return the names of attributes that all filesystems treat alike."""
+    encoded = map(os.fsencode, names)
+    return sorted(
+        name
+        for name in encoded
+        if name.startswith((b"user.", b"trusted.")) or name in (ACCESS, DEFAULT)
     )
 
 
@@ -443,5 +572,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def _renameat2(old: bytes, new: bytes, flags: int) -> None:
     at_fdcwd = -100
     if _libc.renameat2(at_fdcwd, old, at_fdcwd, new, ctypes.c_uint(flags)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _synchronise(path: bytes) -> None:
+    """Have the kernel ask the file system for the attributes, whatever it remembers.
+
+    Source: statx(2), AT_STATX_FORCE_SYNC.
+    """
+    at_fdcwd, force_sync, no_follow, basic = -100, 0x2000, 0x100, 0x7FF
+    found = ctypes.create_string_buffer(256)
+    if _libc.statx(at_fdcwd, path, force_sync | no_follow, basic, found):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

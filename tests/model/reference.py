@@ -4,33 +4,42 @@ Every operation either returns what POSIX promises or raises ``OSError`` with
 the errno that Linux gives, in the order in which Linux looks at things. The
 tmpfs and ext4 runs of the machine test this file; the others trust it.
 
-The caller is root (or owns everything): permission checks are not modelled.
 A path is relative to the root, ``b""`` being the root itself. It is resolved
 as the kernel does it, through relative symlinks.
 
-Source: open(2), rename(2), link(2), unlink(2), rmdir(2), truncate(2),
-chown(2), path_resolution(7), xattr(7), symlink(7); fs/namei.c for the order.
+Source: rename(2), link(2), unlink(2), rmdir(2), mknod(2), chmod(2), chown(2),
+utimensat(2), xattr(7), acl(5); fs/namei.c and fs/attr.c for the order.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import stat as stat_bits
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import NoReturn
 
-from .tree import Entry, Kind, Stat, Tree, hard_link_groups, joined
+from .permissions import (
+    ACCESS,
+    DEFAULT,
+    READ,
+    SEARCH,
+    WRITE,
+    Acl,
+    allows,
+    fail,
+    may_chown,
+    mode_after_chmod,
+    mode_after_chown,
+    require,
+    require_linkable,
+    require_owner,
+    require_removable,
+)
+from .reference_content import ReferenceContent
+from .reference_tree import Node, Unmodelled
+from .tree import Kind, Stat
 
-NAME_MAX = 255
 TARGET_MAX = 4095
 XATTR_NAME_MAX = 255
-SYMLINKS_MAX = 40
-SIZE_MAX = 16 << 20
-"""A file longer than this is not modelled: holes are stored here as zeros."""
+XATTR_VALUE_MAX = 65536
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -38,115 +47,30 @@ KEEP = -1
 """chown(2): leave this id as it is."""
 
 
-class Unmodelled(Exception):
-    """What this operation should do is not known here: skip it. Nothing was changed."""
-
-
-@dataclass(slots=True)
-class Node:
-    """An inode. ``data`` is immutable so that a saved state can share it."""
-
-    ino: int
-    kind: Kind
-    mode: int
-    uid: int
-    gid: int
-    nlink: int = 0
-    data: bytes = b""
-    children: dict[bytes, int] = field(default_factory=dict)
-    parent: int = 0
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
-    mtime_ns: int | None = None
-    fresh: bool = True
-    opens: int = 0
-    digest: bytes | None = None
-
-    @property
-    def is_dir(self) -> bool:
-        return self.kind is Kind.DIRECTORY
-
-    def modified(self) -> None:
-        self.mtime_ns, self.fresh = None, True
-
-    def perhaps_modified(self) -> None:
-        """Filesystems differ in whether this moves the mtime: it is unknown from here on."""
-        self.mtime_ns, self.fresh = None, False
-
-    def put_data(self, data: bytes) -> None:
-        self.data, self.digest = data, None
-        self.modified()
-
-    def content(self) -> bytes | None:
-        if self.kind is Kind.SYMLINK:
-            return self.data
-        if self.kind is not Kind.FILE:
-            return None
-        if self.digest is None:
-            self.digest = hashlib.sha256(self.data).digest()
-        return self.digest
-
-
-@dataclass(frozen=True, slots=True)
-class OpenFile:
-    ino: int
-    readable: bool
-    writable: bool
-    append: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """Where a path leads; ``parent`` is None for the root and for ``..`` at its end."""
-
-    parent: Node | None
-    name: bytes
-    node: Node | None
-
-
-class ReferenceFs:
-    def __init__(
-        self,
-        *,
-        uid: int = 0,
-        gid: int = 0,
-        umask: int = 0,
-        root_mode: int = 0o755,
-        follow_symlinks: bool = True,
-    ) -> None:
-        """Make an empty filesystem.
-
-        Args:
-            uid, gid: Who calls; owns what is created.
-            follow_symlinks: False for a driver that cannot: a path that needs
-                it is then Unmodelled.
-        """
-        self._uid, self._gid, self._umask = uid, gid, umask
-        self._follow_symlinks = follow_symlinks
-        self._root = Node(1, Kind.DIRECTORY, root_mode, uid, gid, fresh=False)
-        self._nodes = {1: self._root}
-        self._next_ino = 2
-        self._open: dict[int, OpenFile] = {}
-        self._next_fh = 1
-
-    # Namespace
+class ReferenceFs(ReferenceContent):
+    # Names
 
     def mkdir(self, path: bytes, mode: int) -> None:
-        parent, name = self._absent(path)
+        parent, name = self._creatable(path)
         # mkdir(2): only the permission bits and the sticky bit are taken.
         node = self._new_node(parent, Kind.DIRECTORY, mode & 0o1777)
         node.parent = parent.ino
         self._add(parent, name, node)
 
-    def mkfifo(self, path: bytes, mode: int) -> None:
-        parent, name = self._absent(path)
-        self._add(parent, name, self._new_node(parent, Kind.FIFO, mode))
+    def mknod(self, path: bytes, kind: Kind, mode: int, rdev: int) -> None:
+        """Make a device node, fifo, socket or empty file. ``rdev`` is not 0 for a device."""
+        parent, name = self._creatable(path)
+        if kind.is_device and not self.caller.privileged:
+            fail(errno.EPERM)
+        node = self._new_node(parent, kind, mode, rdev=rdev if kind.is_device else 0)
+        self._add(parent, name, node)
 
     def symlink(self, target: bytes, path: bytes) -> None:
         if not target:
-            _fail(errno.ENOENT)
+            fail(errno.ENOENT)
         if len(target) > TARGET_MAX:
-            _fail(errno.ENAMETOOLONG)
-        parent, name = self._absent(path)
+            fail(errno.ENAMETOOLONG)
+        parent, name = self._creatable(path)
         node = self._new_node(parent, Kind.SYMLINK, 0o777)
         node.mode, node.data = 0o777, target
         self._add(parent, name, node)
@@ -154,43 +78,48 @@ class ReferenceFs:
     def link(self, existing: bytes, path: bytes) -> None:
         node = self._node(existing)
         parent, name = self._absent(path)
+        require_linkable(node, self.caller)
+        require(parent, self.caller, WRITE | SEARCH)
         if node.is_dir:
-            _fail(errno.EPERM)
+            fail(errno.EPERM)
         self._add(parent, name, node)
 
     def unlink(self, path: bytes) -> None:
         parent, name = self._parent(path)
         node = self._child(parent, name)
+        require_removable(parent, node, self.caller)
         if node.is_dir:
-            _fail(errno.EISDIR)
+            fail(errno.EISDIR)
         self._remove(parent, name)
 
     def rmdir(self, path: bytes) -> None:
         parent, name = self._parent(path)
         node = self._child(parent, name)
+        require_removable(parent, node, self.caller)
         if not node.is_dir:
-            _fail(errno.ENOTDIR)
+            fail(errno.ENOTDIR)
         if node.children:
-            _fail(errno.ENOTEMPTY)
+            fail(errno.ENOTEMPTY)
         self._remove(parent, name)
 
     def rename(self, old: bytes, new: bytes, flags: int) -> None:
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
-            _fail(errno.EINVAL)
+            fail(errno.EINVAL)
         old_parent, old_name = self._parent(old)
         new_parent, new_name = self._parent(new)
         source = self._child(old_parent, old_name)
         target = self._find_child(new_parent, new_name)
         if flags == RENAME_NOREPLACE and target is not None:
-            _fail(errno.EEXIST)
+            fail(errno.EEXIST)
         if flags == RENAME_EXCHANGE and target is None:
-            _fail(errno.ENOENT)
+            fail(errno.ENOENT)
         if self._is_within(new_parent, source):
-            _fail(errno.EINVAL)
+            fail(errno.EINVAL)
         if target is not None and self._is_within(old_parent, target):
-            _fail(errno.EINVAL if flags == RENAME_EXCHANGE else errno.ENOTEMPTY)
+            fail(errno.EINVAL if flags == RENAME_EXCHANGE else errno.ENOTEMPTY)
         if source is target:
             return
+        self._require_movable(old_parent, source, new_parent, target, flags)
         if target is not None and flags == RENAME_EXCHANGE:
             self._exchange(old_parent, old_name, new_parent, new_name)
             return
@@ -202,7 +131,7 @@ class ReferenceFs:
     def readlink(self, path: bytes) -> bytes:
         node = self._node(path)
         if node.kind is not Kind.SYMLINK:
-            _fail(errno.EINVAL)
+            fail(errno.EINVAL)
         return node.data
 
     def readdir(self, path: bytes) -> list[bytes]:
@@ -211,295 +140,113 @@ class ReferenceFs:
         if node.kind is Kind.SYMLINK:
             raise Unmodelled("a listing through a symlink")
         if not node.is_dir:
-            _fail(errno.ENOTDIR)
+            fail(errno.ENOTDIR)
+        require(node, self.caller, READ)
         return sorted(node.children)
 
-    # Attributes
+    # Attributes, of a path or of an open file
 
     def stat(self, path: bytes) -> Stat:
         """lstat(2)."""
-        return self._stat(self._node(path))
-
-    def fstat(self, fh: int) -> Stat:
-        return self._stat(self._nodes[self._open[fh].ino])
+        return self.stat_of(self._node(path))
 
     def chmod(self, path: bytes, mode: int) -> None:
         """chmod(2), which follows a symlink."""
-        self._node(path, follow=True).mode = mode & 0o7777
+        self._chmod(self._node(path, follow=True), mode)
+
+    def fchmod(self, fh: int, mode: int) -> None:
+        self._chmod(self._opened_node(fh), mode)
 
     def chown(self, path: bytes, uid: int, gid: int) -> None:
-        """lchown(2) by root; ``KEEP`` leaves an id as it is."""
-        node = self._node(path)
-        node.uid = node.uid if uid == KEEP else uid
-        node.gid = node.gid if gid == KEEP else gid
-        if not node.is_dir:
-            # Linux does this for root too, and even where no id changes. A
-            # set-gid bit without group execution is no privilege: it stays.
-            drop_gid = stat_bits.S_ISGID if node.mode & stat_bits.S_IXGRP else 0
-            node.mode &= ~(stat_bits.S_ISUID | drop_gid)
+        """lchown(2); ``KEEP`` leaves an id as it is."""
+        self._chown(self._node(path), uid, gid)
+
+    def fchown(self, fh: int, uid: int, gid: int) -> None:
+        self._chown(self._opened_node(fh), uid, gid)
 
     def utimens(self, path: bytes, atime_ns: int, mtime_ns: int) -> None:
         """utimensat(2), not following a symlink."""
-        node = self._node(path)
-        node.mtime_ns, node.fresh = mtime_ns, False
+        self._utimens(self._node(path), mtime_ns)
 
-    # Extended attributes (user.*), not following symlinks
+    def futimens(self, fh: int, atime_ns: int, mtime_ns: int) -> None:
+        self._utimens(self._opened_node(fh), mtime_ns)
+
+    def touch(self, path: bytes) -> None:
+        """utimensat(2) with the present time, not following a symlink."""
+        node = self._node(path)
+        if not self.caller.owns(node) and not allows(node, self.caller, WRITE):
+            fail(errno.EACCES)
+        node.modified()
+
+    # Extended attributes, not following symlinks
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
-        node = self._xattr_node(path, name, errno.EPERM)
-        if flags == os.XATTR_CREATE and name in node.xattrs:
-            _fail(errno.EEXIST)
-        if flags == os.XATTR_REPLACE and name not in node.xattrs:
-            _fail(errno.ENODATA)
-        node.xattrs[name] = value
+        _check_xattr(name, value)
+        self._setxattr(self._node(path), name, value, flags)
+
+    def fsetxattr(self, fh: int, name: bytes, value: bytes, flags: int) -> None:
+        _check_xattr(name, value)
+        self._setxattr(self._opened_node(fh), name, value, flags)
 
     def getxattr(self, path: bytes, name: bytes) -> bytes:
-        node = self._xattr_node(path, name, errno.ENODATA)
-        if name not in node.xattrs:
-            _fail(errno.ENODATA)
-        return node.xattrs[name]
+        _check_xattr(name)
+        return self._getxattr(self._node(path), name)
+
+    def fgetxattr(self, fh: int, name: bytes) -> bytes:
+        _check_xattr(name)
+        return self._getxattr(self._opened_node(fh), name)
 
     def removexattr(self, path: bytes, name: bytes) -> None:
-        node = self._xattr_node(path, name, errno.EPERM)
-        if name not in node.xattrs:
-            _fail(errno.ENODATA)
-        del node.xattrs[name]
+        _check_xattr(name)
+        self._removexattr(self._node(path), name)
+
+    def fremovexattr(self, fh: int, name: bytes) -> None:
+        _check_xattr(name)
+        self._removexattr(self._opened_node(fh), name)
 
     def listxattr(self, path: bytes) -> list[bytes]:
-        return sorted(self._node(path).xattrs)
+        return self._listxattr(self._node(path))
 
-    # Files
-
-    def open(self, path: bytes, flags: int, mode: int) -> int:
-        creat, excl = bool(flags & os.O_CREAT), bool(flags & os.O_EXCL)
-        access = flags & os.O_ACCMODE
-        follow = not flags & os.O_NOFOLLOW and not (creat and excl)
-        found = self._walk(path, follow=follow)
-        node = found.node
-        if node is None:
-            if not creat or found.parent is None:
-                _fail(errno.ENOENT)
-            node = self._new_node(found.parent, Kind.FILE, mode)
-            self._add(found.parent, found.name, node)
-        else:
-            if creat and excl:
-                _fail(errno.EEXIST)
-            self._require_openable(node, flags)
-            if flags & os.O_TRUNC:
-                self._resize(node, 0)
-        opened = OpenFile(
-            node.ino,
-            readable=access != os.O_WRONLY,
-            writable=access != os.O_RDONLY,
-            append=bool(flags & os.O_APPEND),
-        )
-        node.opens += 1
-        fh, self._next_fh = self._next_fh, self._next_fh + 1
-        self._open[fh] = opened
-        return fh
-
-    def close(self, fh: int) -> None:
-        node = self._nodes[self._open.pop(fh).ino]
-        node.opens -= 1
-        self._drop_if_unused(node)
-
-    def pread(self, fh: int, length: int, offset: int) -> bytes:
-        opened = self._open[fh]
-        if not opened.readable:
-            _fail(errno.EBADF)
-        return self._nodes[opened.ino].data[offset : offset + length]
-
-    def pwrite(self, fh: int, data: bytes, offset: int) -> int:
-        """pwrite(2); on a descriptor that appends, Linux ignores the offset."""
-        opened = self._open[fh]
-        if not opened.writable:
-            _fail(errno.EBADF)
-        node = self._nodes[opened.ino]
-        start = len(node.data) if opened.append else offset
-        if start + len(data) > SIZE_MAX:
-            raise Unmodelled("file too long")
-        if data:
-            node.put_data(_spliced(node.data, data, start))
-        return len(data)
-
-    def truncate(self, path: bytes, size: int) -> None:
-        if size < 0:
-            _fail(errno.EINVAL)
-        node = self._node(path, follow=True)
-        if node.is_dir:
-            _fail(errno.EISDIR)
-        if node.kind is not Kind.FILE:
-            _fail(errno.EINVAL)
-        self._resize(node, size)
-
-    def ftruncate(self, fh: int, size: int) -> None:
-        opened = self._open[fh]
-        if size < 0 or not opened.writable:
-            _fail(errno.EINVAL)
-        self._resize(self._nodes[opened.ino], size)
-
-    def fsync(self, fh: int, *, datasync: bool) -> None:
-        """Change nothing that a model without crashes could see."""
-
-    def opened(self, fh: int) -> OpenFile:
-        return self._open[fh]
+    def flistxattr(self, fh: int) -> list[bytes]:
+        return self._listxattr(self._opened_node(fh))
 
     # The whole
 
-    def tree(self) -> Tree:
-        """Return every path that can be reached, the root as ``b""``."""
-        nodes = dict(self._iter_paths())
-        links = hard_link_groups((path, node.ino) for path, node in nodes.items())
-        return {
-            path: Entry(
-                stat=self._stat(node),
-                content=node.content(),
-                xattrs=tuple(sorted(node.xattrs.items())),
-                links=links[node.ino],
-            )
-            for path, node in nodes.items()
-        }
-
-    def paths(self, *kinds: Kind) -> list[bytes]:
-        """Return the paths of the given kinds (of all when none is given), ascending."""
-        return sorted(path for path, node in self._iter_paths() if not kinds or node.kind in kinds)
-
     def saved(self) -> ReferenceFs:
-        """Return a copy of the tree; handles, and files that live by them only, stay behind."""
+        """Return a copy of the tree, without handles."""
         copy = ReferenceFs(
-            uid=self._uid,
-            gid=self._gid,
-            umask=self._umask,
-            follow_symlinks=self._follow_symlinks,
+            caller=self.caller, umask=self._umask, follow_symlinks=self._follow_symlinks
         )
-        copy._nodes = {
-            node.ino: replace(node, children=dict(node.children), xattrs=dict(node.xattrs), opens=0)
-            for _, node in self._iter_paths()
-        }
-        copy._root = copy._nodes[self._root.ino]
-        copy._next_ino, copy._next_fh = self._next_ino, self._next_fh
+        self.copy_into(copy)
         return copy
 
-    def check(self) -> list[str]:
-        """Return what is inconsistent in the reference itself."""
-        problems = []
-        found: dict[int, int] = {}
-        for path, node in self._iter_paths():
-            found[node.ino] = found.get(node.ino, 0) + 1
-            for name, ino in node.children.items():
-                child = self._nodes[ino]
-                if child.is_dir and child.parent != node.ino:
-                    problems.append(f"{path!r}/{name!r}: its parent is inode {child.parent}")
-        for ino, node in self._nodes.items():
-            names = found.get(ino, 0)
-            if node is not self._root and names != node.nlink:
-                problems.append(f"inode {ino}: {names} names, nlink {node.nlink}")
-            if node.is_dir and names != 1:
-                problems.append(f"inode {ino}: a directory with {names} names")
-            if not names and not node.opens:
-                problems.append(f"inode {ino}: neither a name nor a handle")
-            if node.opens != sum(opened.ino == ino for opened in self._open.values()):
-                problems.append(f"inode {ino}: counts {node.opens} handles")
-            if node.children and not node.is_dir:
-                problems.append(f"inode {ino}: a {node.kind.value} with children")
-            if node.data and node.kind not in (Kind.FILE, Kind.SYMLINK):
-                problems.append(f"inode {ino}: a {node.kind.value} with bytes")
-        return problems
+    # Inside: names
 
-    # Inside
-
-    def _walk(self, path: bytes, *, follow: bool) -> _Found:
-        parts = deque(path.split(b"/"))
-        here, followed = self._root, 0
-        while parts:
-            name = parts.popleft()
-            if not here.is_dir:
-                _fail(errno.ENOTDIR)
-            if name in (b"", b"."):
-                continue
-            if name == b"..":
-                if here is self._root:
-                    raise Unmodelled("a path that leaves the root")
-                here = self._nodes[here.parent]
-                continue
-            child = self._find_child(here, name)
-            if child is None:
-                if parts:
-                    _fail(errno.ENOENT)
-                return _Found(here, name, None)
-            if child.kind is Kind.SYMLINK and (parts or follow):
-                if child.data.startswith(b"/") or not self._follow_symlinks:
-                    raise Unmodelled("a symlink that cannot be followed here")
-                followed += 1
-                if followed > SYMLINKS_MAX:
-                    _fail(errno.ELOOP)
-                parts.extendleft(reversed(child.data.split(b"/")))
-                continue
-            if not parts:
-                return _Found(here, name, child)
-            here = child
-        return _Found(None, b"", here)
-
-    def _node(self, path: bytes, *, follow: bool = False) -> Node:
-        node = self._walk(path, follow=follow).node
-        if node is None:
-            _fail(errno.ENOENT)
-        return node
-
-    def _parent(self, path: bytes) -> tuple[Node, bytes]:
-        directory, _, name = path.rpartition(b"/")
-        if not name:
-            raise Unmodelled("the root has no name")
-        parent = self._node(directory, follow=True)
-        if not parent.is_dir:
-            _fail(errno.ENOTDIR)
+    def _creatable(self, path: bytes) -> tuple[Node, bytes]:
+        parent, name = self._absent(path)
+        require(parent, self.caller, WRITE | SEARCH)
         return parent, name
 
-    def _find_child(self, parent: Node, name: bytes) -> Node | None:
-        if len(name) > NAME_MAX:
-            _fail(errno.ENAMETOOLONG)
-        ino = parent.children.get(name)
-        return None if ino is None else self._nodes[ino]
+    def _require_movable(
+        self, old_parent: Node, source: Node, new_parent: Node, target: Node | None, flags: int
+    ) -> None:
+        require_removable(old_parent, source, self.caller)
+        if target is None:
+            require(new_parent, self.caller, WRITE | SEARCH)
+        else:
+            require_removable(new_parent, target, self.caller)
+            if flags != RENAME_EXCHANGE and source.is_dir != target.is_dir:
+                fail(errno.ENOTDIR if source.is_dir else errno.EISDIR)
+        if old_parent is not new_parent:
+            # What moves has another ``..`` then.
+            if source.is_dir:
+                require(source, self.caller, WRITE)
+            if target is not None and target.is_dir and flags == RENAME_EXCHANGE:
+                require(target, self.caller, WRITE)
 
-    def _child(self, parent: Node, name: bytes) -> Node:
-        node = self._find_child(parent, name)
-        if node is None:
-            _fail(errno.ENOENT)
-        return node
-
-    def _absent(self, path: bytes) -> tuple[Node, bytes]:
-        if not path:
-            _fail(errno.EEXIST)
-        parent, name = self._parent(path)
-        if self._find_child(parent, name) is not None:
-            _fail(errno.EEXIST)
-        return parent, name
-
-    def _new_node(self, parent: Node, kind: Kind, mode: int) -> Node:
-        mode &= 0o7777 & ~self._umask
-        gid = self._gid
-        if parent.mode & stat_bits.S_ISGID:
-            gid = parent.gid
-            mode |= stat_bits.S_ISGID if kind is Kind.DIRECTORY else 0
-        node = Node(self._next_ino, kind, mode, self._uid, gid)
-        self._next_ino += 1
-        self._nodes[node.ino] = node
-        return node
-
-    def _add(self, parent: Node, name: bytes, node: Node) -> None:
-        parent.children[name] = node.ino
-        parent.modified()
-        node.nlink += 1
-
-    def _remove(self, parent: Node, name: bytes) -> None:
-        node = self._nodes[parent.children.pop(name)]
-        parent.modified()
-        node.nlink -= 1
-        self._drop_if_unused(node)
-
-    def _drop_if_unused(self, node: Node) -> None:
-        if not node.nlink and not node.opens:
-            del self._nodes[node.ino]
+    def _require_replaceable(self, source: Node, target: Node) -> None:
+        if target.children:
+            fail(errno.ENOTEMPTY)
 
     def _move(
         self, node: Node, old_parent: Node, old_name: bytes, new_parent: Node, new_name: bytes
@@ -521,74 +268,99 @@ class ReferenceFs:
                 self._nodes[ino].parent = parent.ino
             parent.modified()
 
-    def _require_replaceable(self, source: Node, target: Node) -> None:
-        if source.is_dir and not target.is_dir:
-            _fail(errno.ENOTDIR)
-        if target.is_dir and not source.is_dir:
-            _fail(errno.EISDIR)
-        if target.children:
-            _fail(errno.ENOTEMPTY)
+    # Inside: attributes
 
-    def _require_openable(self, node: Node, flags: int) -> None:
-        if node.kind is Kind.SYMLINK:
-            _fail(errno.ELOOP)
-        if node.is_dir:
-            if flags & (os.O_ACCMODE | os.O_CREAT | os.O_TRUNC):
-                _fail(errno.EISDIR)
-            raise Unmodelled("a handle on a directory")
-        if node.kind is Kind.FIFO:
-            raise Unmodelled("a handle on a fifo")
+    def _opened_node(self, fh: int) -> Node:
+        return self._nodes[self._open[fh].ino]
 
-    def _xattr_node(self, path: bytes, name: bytes, code: int) -> Node:
-        if len(name) > XATTR_NAME_MAX:
-            _fail(errno.ERANGE)
-        node = self._node(path)
-        if node.kind not in (Kind.FILE, Kind.DIRECTORY):
-            _fail(code)
-        return node
+    def _chmod(self, node: Node, mode: int) -> None:
+        require_owner(node, self.caller)
+        node.mode = mode_after_chmod(node, self.caller, mode)
+        if node.access is not None:
+            node.access = node.access.with_bits(mode)
 
-    def _is_within(self, node: Node, ancestor: Node) -> bool:
-        while node is not ancestor:
-            if node is self._root:
-                return False
-            node = self._nodes[node.parent]
-        return True
+    def _chown(self, node: Node, uid: int, gid: int) -> None:
+        mode = mode_after_chown(node, self.caller)
+        if mode != node.mode:
+            require_owner(node, self.caller)
+        ids = [None if new == KEEP else new for new in (uid, gid)]
+        if not may_chown(node, self.caller, *ids):
+            fail(errno.EPERM)
+        node.uid = node.uid if uid == KEEP else uid
+        node.gid = node.gid if gid == KEEP else gid
+        node.mode = mode
 
-    def _resize(self, node: Node, size: int) -> None:
-        if size > SIZE_MAX:
-            raise Unmodelled("file too long")
-        if size == len(node.data):
-            node.perhaps_modified()
+    def _utimens(self, node: Node, mtime_ns: int) -> None:
+        require_owner(node, self.caller)
+        node.mtime_ns, node.fresh = mtime_ns, False
+
+    def _setxattr(self, node: Node, name: bytes, value: bytes, flags: int) -> None:
+        if name in (ACCESS, DEFAULT):
+            self._set_acl(node, name, Acl.decode(value))
+            return
+        self._require_xattr(node, name, WRITE)
+        if flags == os.XATTR_CREATE and name in node.xattrs:
+            fail(errno.EEXIST)
+        if flags == os.XATTR_REPLACE and name not in node.xattrs:
+            fail(errno.ENODATA)
+        node.xattrs[name] = value
+
+    def _getxattr(self, node: Node, name: bytes) -> bytes:
+        if name in (ACCESS, DEFAULT):
+            if node.kind is Kind.SYMLINK:
+                fail(errno.EOPNOTSUPP)
         else:
-            node.put_data(node.data[:size].ljust(size, b"\0"))
+            self._require_xattr(node, name, READ)
+        value = node.all_xattrs().get(name)
+        if value is None:
+            fail(errno.ENODATA)
+        return value
 
-    def _stat(self, node: Node) -> Stat:
-        subdirectories = sum(self._nodes[ino].is_dir for ino in node.children.values())
-        has_size = node.kind in (Kind.FILE, Kind.SYMLINK)
-        return Stat(
-            ino=node.ino,
-            kind=node.kind,
-            mode=node.mode,
-            uid=node.uid,
-            gid=node.gid,
-            nlink=2 + subdirectories if node.is_dir else node.nlink,
-            size=len(node.data) if has_size else None,
-            mtime_ns=node.mtime_ns,
-            fresh=node.fresh,
-        )
+    def _removexattr(self, node: Node, name: bytes) -> None:
+        if name in (ACCESS, DEFAULT):
+            self._set_acl(node, name, None)
+            return
+        self._require_xattr(node, name, WRITE)
+        if name not in node.xattrs:
+            fail(errno.ENODATA)
+        del node.xattrs[name]
 
-    def _iter_paths(self) -> Iterator[tuple[bytes, Node]]:
-        pending = [(b"", self._root)]
-        while pending:
-            path, node = pending.pop()
-            yield path, node
-            for name, ino in node.children.items():
-                pending.append((joined(path, name), self._nodes[ino]))
+    def _listxattr(self, node: Node) -> list[bytes]:
+        hidden = () if self.caller.privileged else (b"trusted.",)
+        return sorted(name for name in node.all_xattrs() if not name.startswith(hidden or (b"\0",)))
+
+    def _require_xattr(self, node: Node, name: bytes, want: int) -> None:
+        """Source: xattr(7); xattr_permission() in fs/xattr.c."""
+        refusal = errno.EPERM if want & WRITE else errno.ENODATA
+        if name.startswith(b"trusted."):
+            if not self.caller.privileged:
+                fail(refusal)
+            return
+        if node.kind not in (Kind.FILE, Kind.DIRECTORY):
+            fail(refusal)
+        if node.is_dir and node.mode & 0o1000 and want & WRITE:
+            require_owner(node, self.caller)
+        require(node, self.caller, want)
+
+    def _set_acl(self, node: Node, name: bytes, acl: Acl | None) -> None:
+        """Source: set_posix_acl() and posix_acl_update_mode() in fs/posix_acl.c."""
+        if node.kind is Kind.SYMLINK:
+            fail(errno.EOPNOTSUPP)
+        if name == DEFAULT and not node.is_dir:
+            if acl is not None:
+                fail(errno.EACCES)
+            return
+        require_owner(node, self.caller)
+        if name == DEFAULT:
+            node.default = acl
+            return
+        if acl is not None:
+            node.mode = mode_after_chmod(node, self.caller, node.mode & ~0o777 | acl.bits)
+        node.access = None if acl is None or acl.is_minimal else acl
 
 
-def _spliced(old: bytes, data: bytes, offset: int) -> bytes:
-    return b"".join((old[:offset].ljust(offset, b"\0"), data, old[offset + len(data) :]))
-
-
-def _fail(code: int) -> NoReturn:
-    raise OSError(code, os.strerror(code))
+def _check_xattr(name: bytes, value: bytes = b"") -> None:
+    if len(name) > XATTR_NAME_MAX:
+        fail(errno.ERANGE)
+    if len(value) > XATTR_VALUE_MAX:
+        fail(errno.E2BIG)

@@ -10,8 +10,23 @@ from functools import lru_cache
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from .reference import KEEP, NAME_MAX, RENAME_EXCHANGE, RENAME_NOREPLACE
-from .tree import Kind
+from .permissions import (
+    ACCESS,
+    DEFAULT,
+    GROUP,
+    GROUP_OBJ,
+    MASK,
+    OTHER,
+    ROOT,
+    USER,
+    USER_OBJ,
+    Acl,
+    AclEntry,
+    Caller,
+)
+from .reference import KEEP, RENAME_EXCHANGE, RENAME_NOREPLACE
+from .reference_tree import NAME_MAX
+from .tree import SPECIAL, Kind
 
 MIB = 1 << 20
 XATTR_VALUE_MAX = 60_000
@@ -159,8 +174,17 @@ bursts = st.lists(
     max_size=12,
 )
 
-modes = st.sampled_from([0o644, 0o600, 0o755, 0o777, 0o700, 0o640, 0o4755, 0o2775, 0o2644, 0o1755])
-ids = st.sampled_from([KEEP, 0, 1, 1000, 65534, 100_000])
+ALICE, BOB, NOBODY = Caller(1000, 1000), Caller(1001, 1001, (1000, 2000)), Caller(65534, 65534)
+"""Bob is in Alice's group."""
+callers = st.sampled_from([ROOT] * 6 + [ALICE] * 3 + [BOB] * 2 + [NOBODY])
+
+modes = st.sampled_from(
+    [0o644, 0o600, 0o755, 0o777, 0o700, 0o640, 0o4755, 0o2775, 0o2644, 0o1755, 0o1777, 0o6777,
+     0o664, 0o070, 0o007, 0o000]
+)  # fmt: skip
+ids = st.sampled_from([KEEP, KEEP, 0, 1, 1000, 1000, 1001, 2000, 65534, 100_000])
+special = st.sampled_from((*SPECIAL, Kind.FILE))
+rdevs = st.sampled_from([os.makedev(1, 3), os.makedev(8, 17), os.makedev(4095, 1_048_575)])
 rename_flags = st.sampled_from(
     [0] * 6 + [RENAME_NOREPLACE] * 2 + [RENAME_EXCHANGE] * 2 + [RENAME_NOREPLACE | RENAME_EXCHANGE]
 )
@@ -188,6 +212,7 @@ xattr_names = st.sampled_from(
         b"user.b",
         b"user.mime_type",
         b"user.caf\xe9",
+        b"trusted.t",
         b"user." + b"x" * 250,
         b"user." + b"x" * 251,  # one byte too long
     ]
@@ -198,6 +223,30 @@ xattr_values = st.builds(
     st.one_of(_small, _small, st.just(255), st.just(1000), st.just(XATTR_VALUE_MAX)),
 )
 xattr_flags = st.sampled_from([0, 0, os.XATTR_CREATE, os.XATTR_REPLACE])
+
+acl_names = st.sampled_from([ACCESS, ACCESS, DEFAULT])
+_perms = st.integers(0, 7)
+
+
+def _acl(perms: list[int], users: list[int], groups: list[int], masked: bool) -> bytes:
+    """Return a list as setfacl(1) makes it: with a mask wherever there is somebody named."""
+    given = iter(perms)
+    named = [(USER, uid) for uid in sorted(users)], [(GROUP, gid) for gid in sorted(groups)]
+    entries = [AclEntry(USER_OBJ, next(given))]
+    entries += [AclEntry(tag, next(given), one) for tag, one in named[0]]
+    entries.append(AclEntry(GROUP_OBJ, next(given)))
+    entries += [AclEntry(tag, next(given), one) for tag, one in named[1]]
+    if masked or users or groups:
+        entries.append(AclEntry(MASK, next(given)))
+    entries.append(AclEntry(OTHER, next(given)))
+    return Acl(tuple(entries)).encode()
+
+
+_somebody = st.lists(st.sampled_from([0, 1000, 1001, 2000, 65534]), max_size=2, unique=True)
+acls = st.one_of(
+    st.builds(_acl, st.lists(_perms, min_size=8, max_size=8), _somebody, _somebody, st.booleans()),
+    st.sampled_from([b"", b"\2\0\0\0", b"\2\0\0", b"\3\0\0\0", b"\2\0\0\0" + bytes(8)]),
+)
 
 
 def targets(drawn: SearchStrategy[bytes]) -> SearchStrategy[bytes]:

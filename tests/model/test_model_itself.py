@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -12,7 +12,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from .drivers import Driver, Features
 from .machine import machine_for
-from .reference import Node, ReferenceFs
+from .reference import ReferenceFs
+from .reference_tree import Node
 from .tree import Tree
 
 
@@ -20,7 +21,10 @@ class MemoryDriver(ReferenceFs):
     """The reference as a driver, with the whole of its history kept as copies."""
 
     features: ClassVar[Features] = Features(
+        users=True,
+        acls=True,
         supports_history=True,
+        history_of_open_files=True,
         exact_history_mtimes=False,
         supports_undo=True,
         undo_since_takes_back_undos=True,
@@ -43,8 +47,16 @@ class MemoryDriver(ReferenceFs):
         self.states[name] = self.saved()
         return name
 
+    def operation(self) -> str:
+        return self.moment()
+
     def tree_at(self, moment: str) -> Tree:
         return self.states[moment].tree()
+
+    def versions(self, path: bytes) -> list[bytes]:
+        trees = [self.tree(), *(state.tree() for state in self.states.values())]
+        found = [tree[path].content for tree in trees if path in tree]
+        return [content for content in found if content is not None]
 
     def undo_since(self, moment: str) -> None:
         self.undone.append(self.saved())
@@ -67,55 +79,26 @@ class MemoryDriver(ReferenceFs):
         copy = other.saved()
         self._root, self._nodes = copy._root, copy._nodes
 
-    # What undo_last needs: the state before each change that is one record.
-
-    def rmdir(self, path: bytes) -> None:
+    def _note(self) -> None:
+        """What undo_last needs: the state before each change that is one record."""
         self.before.append(self.saved())
-        super().rmdir(path)
 
-    def unlink(self, path: bytes) -> None:
-        self.before.append(self.saved())
-        super().unlink(path)
 
-    def mkdir(self, path: bytes, mode: int) -> None:
-        self.before.append(self.saved())
-        super().mkdir(path, mode)
+def _noting(name: str) -> None:
+    change = getattr(ReferenceFs, name)
 
-    def rename(self, old: bytes, new: bytes, flags: int) -> None:
-        self.before.append(self.saved())
-        super().rename(old, new, flags)
+    def noted(self: MemoryDriver, *args: Any) -> None:
+        self._note()
+        change(self, *args)
 
-    def link(self, existing: bytes, path: bytes) -> None:
-        self.before.append(self.saved())
-        super().link(existing, path)
+    setattr(MemoryDriver, name, noted)
 
-    def symlink(self, target: bytes, path: bytes) -> None:
-        self.before.append(self.saved())
-        super().symlink(target, path)
 
-    def chmod(self, path: bytes, mode: int) -> None:
-        self.before.append(self.saved())
-        super().chmod(path, mode)
-
-    def chown(self, path: bytes, uid: int, gid: int) -> None:
-        self.before.append(self.saved())
-        super().chown(path, uid, gid)
-
-    def utimens(self, path: bytes, atime_ns: int, mtime_ns: int) -> None:
-        self.before.append(self.saved())
-        super().utimens(path, atime_ns, mtime_ns)
-
-    def truncate(self, path: bytes, size: int) -> None:
-        self.before.append(self.saved())
-        super().truncate(path, size)
-
-    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
-        self.before.append(self.saved())
-        super().setxattr(path, name, value, flags)
-
-    def removexattr(self, path: bytes, name: bytes) -> None:
-        self.before.append(self.saved())
-        super().removexattr(path, name)
+for _name in (
+    "mkdir", "mknod", "symlink", "link", "unlink", "rmdir", "rename", "chmod", "chown",
+    "utimens", "touch", "truncate", "setxattr", "removexattr",
+):  # fmt: skip
+    _noting(_name)
 
 
 class RenameForgetsLinks(MemoryDriver):

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from .conftest import let_in
 from .drivers import PathDriver
 from .running import LONGEST_S, Effort, run_machine
-
-SHARED_MEMORY = Path("/dev/shm")
-
-
-@pytest.fixture
-def memory_path() -> Iterator[Path]:
-    if _filesystem_type(SHARED_MEMORY) != "tmpfs" or not os.access(SHARED_MEMORY, os.W_OK):
-        pytest.skip(f"{SHARED_MEMORY} is not a tmpfs that we may write")
-    path = Path(tempfile.mkdtemp(prefix="nexus-model-", dir=SHARED_MEMORY))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.mark.timeout(LONGEST_S)
@@ -37,6 +24,7 @@ def test_the_reference_agrees_with_the_temporary_directory(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Mostly ext4: what a disk filesystem does otherwise than tmpfs is no promise."""
+    let_in(tmp_path)
     run_below(tmp_path, request)
 
 
@@ -49,8 +37,3 @@ def run_below(directory: Path, request: pytest.FixtureRequest) -> None:
         return PathDriver(os.fsencode(root))
 
     run_machine(request, new_driver, Effort.of(request, quick=30, slow=2_000))
-
-
-def _filesystem_type(path: Path) -> str | None:
-    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    return next((kind for _, where, kind, *_ in reversed(mounts) if where == str(path)), None)

@@ -13,11 +13,22 @@ class Kind(Enum):
     DIRECTORY = "directory"
     SYMLINK = "symlink"
     FIFO = "fifo"
-    OTHER = "other"
+    SOCKET = "socket"
+    CHARACTERS = "character device"
+    BLOCKS = "block device"
 
     @classmethod
     def of(cls, st_mode: int) -> Kind:
-        return _KINDS.get(stat_bits.S_IFMT(st_mode), cls.OTHER)
+        return _KINDS[stat_bits.S_IFMT(st_mode)]
+
+    @property
+    def type_bits(self) -> int:
+        """What ``st_mode`` has for it."""
+        return next(bits for bits, kind in _KINDS.items() if kind is self)
+
+    @property
+    def is_device(self) -> bool:
+        return self in (Kind.CHARACTERS, Kind.BLOCKS)
 
 
 _KINDS = {
@@ -25,14 +36,18 @@ _KINDS = {
     stat_bits.S_IFDIR: Kind.DIRECTORY,
     stat_bits.S_IFLNK: Kind.SYMLINK,
     stat_bits.S_IFIFO: Kind.FIFO,
+    stat_bits.S_IFSOCK: Kind.SOCKET,
+    stat_bits.S_IFCHR: Kind.CHARACTERS,
+    stat_bits.S_IFBLK: Kind.BLOCKS,
 }
+SPECIAL = (Kind.FIFO, Kind.SOCKET, Kind.CHARACTERS, Kind.BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)
 class Stat:
     """What stat(2) tells.
 
-    ``size`` is None where it means nothing (directories, fifos). ``mtime_ns``
+    ``size`` is None where it means nothing (directories, special files). ``mtime_ns``
     is None where the reference does not know it: not set by utimensat(2), or
     changed since; ``fresh`` then says that it must lie within the run.
     """
@@ -46,6 +61,7 @@ class Stat:
     size: int | None
     mtime_ns: int | None
     fresh: bool = False
+    rdev: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +94,7 @@ def fresh_since(expected: Stat, actual: Stat, started_ns: int, now_ns: int) -> b
 
 def stat_difference(expected: Stat, actual: Stat) -> list[str]:
     """Return the fields that differ; what ``expected`` doesn't know is not compared."""
-    names = ["kind", "mode", "uid", "gid", "nlink", "size"]
+    names = ["kind", "mode", "uid", "gid", "nlink", "size", "rdev"]
     if expected.mtime_ns is not None:
         names.append("mtime_ns")
     return [
