@@ -392,8 +392,12 @@ class Operations(pyfuse3.Operations):
     @fuse_request
     async def listxattr(self, ino: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         if ino & VIRTUAL:
-            return await self.tree.node(ino).listxattr(_caller(ctx))
-        return await self._engine.listxattr(Ino(ino))
+            names = await self.tree.node(ino).listxattr(_caller(ctx))
+        else:
+            names = await self._engine.listxattr(Ino(ino))
+        if ctx.uid == 0:
+            return names
+        return [name for name in names if not name.startswith(b"trusted.")]  # xattr(7)
 
     @fuse_request
     async def setxattr(
