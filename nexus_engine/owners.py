@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 _SUFFIX = ".lock"
+_SEQ_DIGITS = 20
 LISTENER = ".listener"
 """What the name of an owner's socket ends in."""
 _EXITING = 0x4  # PF_EXITING, proc_pid_stat(5) field 9
@@ -28,6 +29,18 @@ class OwnerLock:
         self._path = path
         self._fd = fd
         self.owner = path.name.removesuffix(_SUFFIX)
+
+    def note_synced(self, seq: int) -> None:
+        """Leave word of how far the log is surely on the disk, with the chunks that it names.
+
+        The file is not synced itself: an older number is as true.
+        """
+        os.pwrite(self._fd, b"%020d" % seq, 0)
+
+    def synced(self) -> int:
+        """Return what this owner noted last; 0 if nothing."""
+        text = os.pread(self._fd, _SEQ_DIGITS, 0)
+        return int(text) if text.isdigit() else 0
 
     def release(self) -> None:
         """Let go; nothing of this owner needs to be taken over any more."""

@@ -20,9 +20,10 @@ from nexus_engine.cas.pack import KIND_CHUNK, KIND_INTENT
 from nexus_engine.fs.files import Intent, WriteSession, commit_session
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import owners, take_over
+from nexus_engine.power_loss import take_back_lost_content
 from nexus_engine.records import Change
 from nexus_engine.store import Store
-from nexus_engine.types import SIZE_MAX, Digest, Ino, Inode
+from nexus_engine.types import SIZE_MAX, Digest, Ino, Inode, Seq
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +54,12 @@ def recover(store: Store) -> Recovered:
         if lock is None:
             alive = True
             continue
+        files = take_back_lost_content(store, names, Seq(lock.synced()))
         sessions = _take_over(store, names)
         lock.release()
         log.warning(
-            "took over from process %s, which died: %d packs, %d unfinished writes",
-            owner, len(names), sessions,
+            "took over from process %s, which died: %d packs, %d unfinished writes, %d lost",
+            owner, len(names), sessions, files,
         )  # fmt: skip
         done = Recovered(done.packs + len(names), done.sessions + sessions, 0)
     if not alive:

@@ -175,8 +175,10 @@ class Store:
 
     def sync(self) -> None:
         """Make everything committed, and every intent, durable. Chunks before what names them."""
+        head = self.database.known_head
         self.chunks.sync()
         self.database.sync()
+        self._lock.note_synced(head)
 
     def checkpoint(self) -> None:
         """Shorten the write-ahead log if it has grown; that makes what is in it durable."""

@@ -9,26 +9,28 @@ from __future__ import annotations
 
 _COARSE_CODES = 2**56
 _EXACT_MAX = 2**63 - 1 - _COARSE_CODES
-_UNIT_NS = 1000
+_LAST_US = _EXACT_MAX // 1000
+_FIRST_US = -_EXACT_MAX // 1000
 
 
 def pack_time(ns: int) -> int:
-    """Return the code of a time; the nearest one where there is none.
+    """Return the code of a time; of the last one before it that has a code.
 
     Args:
         ns: Nanoseconds since the epoch.
     """
     if -_EXACT_MAX <= ns <= _EXACT_MAX:
         return ns
-    beyond = min((abs(ns) - _EXACT_MAX) // _UNIT_NS, _COARSE_CODES)
-    return _EXACT_MAX + beyond if ns > 0 else -_EXACT_MAX - beyond
+    us = ns // 1000
+    if ns > 0:
+        return _EXACT_MAX + min(us - _LAST_US, _COARSE_CODES)
+    return -_EXACT_MAX - min(_FIRST_US - us + 1, _COARSE_CODES)
 
 
 def unpack_time(code: int) -> int:
     """Return the time (ns) that a code stands for."""
     if -_EXACT_MAX <= code <= _EXACT_MAX:
         return code
-    # Rounded to the unit, which whole seconds are multiples of.
-    magnitude = _EXACT_MAX + (abs(code) - _EXACT_MAX) * _UNIT_NS
-    magnitude += -magnitude % _UNIT_NS
-    return magnitude if code > 0 else -magnitude
+    if code > 0:
+        return (_LAST_US + code - _EXACT_MAX) * 1000
+    return (_FIRST_US + 1 + code + _EXACT_MAX) * 1000

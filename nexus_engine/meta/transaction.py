@@ -63,6 +63,13 @@ _ADD_EXTENT = (
     "INSERT INTO extent (ino, start, length, digest, chunk_offset, from_seq)"
     " VALUES (?, ?, ?, ?, ?, ?)"
 )
+_REWIND_EXTENTS = (
+    "DELETE FROM extent WHERE ino = ?1 AND from_seq >= ?2",
+    "DELETE FROM extent_past WHERE ino = ?1 AND from_seq >= ?2",
+    "INSERT INTO extent SELECT ino, start, length, digest, chunk_offset, from_seq"
+    " FROM extent_past WHERE ino = ?1 AND to_seq >= ?2",
+    "DELETE FROM extent_past WHERE ino = ?1 AND to_seq >= ?2",
+)
 _BURY_XATTR = (
     "INSERT INTO xattr_past (ino, name, value, from_seq, to_seq)"
     " SELECT ino, name, value, from_seq, ?3 FROM xattr WHERE ino = ?1 AND name = ?2"
@@ -316,6 +323,30 @@ class Transaction(Reader):
                 skipped = end - old.start
                 kept = Extent(end, old.end - end, old.digest, old.chunk_offset + skipped)
                 self._run(_ADD_EXTENT, (ino, *kept, self.seq))
+
+    def rewind_extents(self, ino: Ino, seq: Seq) -> None:
+        """Take back what operations from ``seq`` on did to a file's content, as if it never was.
+
+        The only way to change the past: for bytes that a power loss took.
+        """
+        self._dirty = True
+        for sql in _REWIND_EXTENTS:
+            self._run(sql, (ino, seq))
+
+    def rewind_content(self, ino: Ino, seq: Seq, size: int, content_seq: Seq) -> None:
+        """Let every version of an inode from ``seq`` on have this content."""
+        self._dirty = True
+        for table in ("inode", "inode_past"):
+            self._run(
+                f"UPDATE {table} SET size = ?3, content_seq = ?4"
+                " WHERE ino = ?1 AND content_seq >= ?2",
+                (ino, seq, size, content_seq),
+            )
+        self._run("DELETE FROM content_hash WHERE ino = ? AND content_seq >= ?", (ino, seq))
+
+    def remove_chunk(self, digest: Digest) -> None:
+        """Take a chunk out of the index: its bytes are lost."""
+        self._run("DELETE FROM chunk WHERE digest = ?", (digest,))
 
     def add_chunk(self, digest: Digest, location: tuple[Any, ...]) -> None:
         """Enter a chunk into the index.

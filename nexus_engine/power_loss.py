@@ -1,0 +1,88 @@
+"""After a power loss: the log may name chunks that did not reach the disk.
+
+A commit is in the kernel's memory at once and on the disk some seconds later, and so is a chunk,
+each in its own time. What was fsynced is there, chunks before their names. Of the rest, a file
+whose bytes are lost goes back to the content that it had before, as on any disk, and a ``recover``
+record says so. It never reads EIO.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container
+
+from nexus_engine import errors
+from nexus_engine.meta.tail_queries import iter_extents_since
+from nexus_engine.meta.transaction import Transaction
+from nexus_engine.records import Change
+from nexus_engine.store import Store
+from nexus_engine.types import SIZE_MAX, Actor, Digest, Ino, Seq
+
+log = logging.getLogger(__name__)
+
+_NOBODY = Actor(0, 0, command="recovery")
+
+
+def take_back_lost_content(store: Store, packs: Container[str], synced: Seq) -> int:
+    """Find chunks that are named and not there; give their files the content from before.
+
+    Args:
+        packs: Those that a process which died was appending to.
+        synced: Up to this operation everything was on the disk.
+
+    Returns:
+        How many files went back.
+    """
+    lost: set[Digest] = set()
+    seen: set[Digest] = set()
+    first: dict[Ino, Seq] = {}
+    for seq, ino, digest in iter_extents_since(store.database.connection, synced):
+        if digest not in seen:
+            seen.add(digest)
+            if not _is_there(store, packs, digest):
+                lost.add(digest)
+        if digest in lost:
+            first.setdefault(ino, seq)
+    if lost:
+        store.transact(_take_back, _NOBODY, lost, first)
+        log.warning(
+            "%d chunks did not reach the disk before the machine stopped: %d files have the"
+            " content from before; nexus-ctl log shows which (kind recover)",
+            len(lost), len(first),
+        )  # fmt: skip
+    return len(first)
+
+
+def _is_there(store: Store, packs: Container[str], digest: Digest) -> bool:
+    location = store.reader.find_chunk(digest)
+    if location is not None and location[0] not in packs:
+        return True  # sealed, and synced before that; or of a process that lives
+    try:
+        store.chunks.read(digest, 0, 1)
+    except (errors.MissingChunk, errors.CorruptChunk):
+        return False
+    return True
+
+
+def _take_back(tx: Transaction, lost: set[Digest], first: dict[Ino, Seq]) -> None:
+    for ino, seq in first.items():
+        if not lost.isdisjoint(e.digest for e in tx.extents(ino, 0, SIZE_MAX)):
+            _take_back_file(tx, ino, seq)
+    for digest in lost:
+        tx.remove_chunk(digest)  # or the next file of this content would rely on it
+
+
+def _take_back_file(tx: Transaction, ino: Ino, seq: Seq) -> None:
+    then = tx.as_of(Seq(seq - 1)).find_inode(ino)
+    if then is None:
+        size, content_seq = 0, tx.first_seq(ino) or seq
+    else:
+        size, content_seq = then.size, then.content_seq
+    tx.rewind_extents(ino, seq)
+    tx.rewind_content(ino, seq, size, content_seq)
+    now = tx.find_inode(ino)
+    if now is not None:
+        tx.put_inode(now._replace(ctime_ns=tx.now_ns))
+    tx.add_touched(ino)
+    details = {"lost": seq, "content_seq": content_seq, "size": size}
+    tx.commit(Change("recover", ino, tx.any_path_of(ino), details=details))

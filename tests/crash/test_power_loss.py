@@ -1,0 +1,140 @@
+"""The machine stops: what was fsynced is there, the rest is as before, and nothing reads EIO."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nexus_engine.check.fsck import check
+from nexus_engine.engine import Engine
+from nexus_engine.oplog.verify import verify_log
+from nexus_engine.store import Store
+from nexus_engine.types import ROOT_INO, Actor, Inode, Name, Seq
+
+ALICE = Actor(uid=0, gid=0, pid=1, command="a", session=1, agent="alice")
+
+# Writes what `steps` say, then dies; prints how long each pack was when it was synced last.
+DYING = """
+import os, pathlib, sys, trio
+from nexus_engine.engine import Engine
+from nexus_engine.types import ROOT_INO, Actor, Name
+
+ACTOR = Actor(uid=0, gid=0, pid=os.getpid(), command="dying", agent="carol")
+
+async def main():
+    engine = Engine.start(pathlib.Path(sys.argv[1]))
+
+    async def put(name, content, *, sync=False):
+        inode = await engine.lookup(ROOT_INO, Name(name))
+        if inode is None:
+            handle, _ = await engine.create(ROOT_INO, Name(name), 0o644, ACTOR)
+        else:
+            handle = await engine.open(inode.ino, os.O_RDWR | os.O_TRUNC, ACTOR)
+        await engine.write(handle, 0, content)
+        if sync:
+            await engine.fsync(handle)
+        await engine.release(handle)
+
+{steps}
+    for pack in engine.store.chunks.packs_written():
+        print(pack.pack, pack.synced_length)
+    sys.stdout.flush()
+    os._exit(9)
+
+trio.run(main)
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "store"
+    Store.create(path, ALICE).close()
+    return path
+
+
+def lose_power(store: Path, *steps: str) -> None:
+    """Do the steps in a process, then lose every byte of packs that was not synced."""
+    script = DYING.format(steps="\n".join("    " + step for step in steps))
+    done = subprocess.run(
+        [sys.executable, "-c", script, store],
+        check=False,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 9, done.stderr
+    for line in done.stdout.splitlines():
+        pack, synced = line.split()
+        path = store / "packs" / f"{pack}.pack"
+        if int(synced):
+            os.truncate(path, int(synced))
+        else:
+            path.unlink()
+
+
+async def read(engine: Engine, name: bytes, at: Seq | None = None) -> bytes | None:
+    view = engine.reader if at is None else engine.as_of(at)
+    inode: Inode | None = view.find_child(ROOT_INO, Name(name))
+    return None if inode is None else await engine.read_at(view, inode, 0, inode.size)
+
+
+async def test_unsynced_content_goes_back_to_what_it_was(store: Path) -> None:
+    lose_power(
+        store,
+        "await put(b'kept', b'synced', sync=True)",
+        "await put(b'changed', b'old', sync=True)",
+        "await put(b'changed', b'new')",
+        "await put(b'changed', b'newer')",
+        "await put(b'fresh', b'never synced')",
+    )
+    engine = Engine.start(store)
+    assert await read(engine, b"kept") == b"synced"
+    assert await read(engine, b"changed") == b"old"
+    assert await read(engine, b"fresh") == b""
+    for seq in range(1, engine.reader.head() + 1):
+        for name in (b"kept", b"changed", b"fresh"):
+            assert await read(engine, name, Seq(seq)) in (None, b"", b"synced", b"old")
+    assert check(engine.store, deep=True) == []
+    assert verify_log(engine.store.database).holds
+    # Content that was lost is stored anew, not taken for known.
+    handle, _ = await engine.create(ROOT_INO, Name(b"again"), 0o644, ALICE)
+    await engine.write(handle, 0, b"never synced")
+    await engine.release(handle)
+    assert await read(engine, b"again") == b"never synced"
+    await engine.close()
+
+
+async def test_a_pack_that_is_gone_altogether_takes_no_name_with_it(store: Path) -> None:
+    lose_power(store, "await put(b'a', b'1')", "await put(b'b', b'2')")
+    engine = Engine.start(store)
+    assert (await read(engine, b"a"), await read(engine, b"b")) == (b"", b"")
+    assert check(engine.store, deep=True) == []
+    await engine.close()
+
+
+async def test_what_was_removed_meanwhile_is_no_worse_off(store: Path) -> None:
+    lose_power(
+        store,
+        "await put(b'a', b'1', sync=True)",
+        "await put(b'a', b'2')",
+        "await engine.unlink(ROOT_INO, Name(b'a'), ACTOR)",
+    )
+    engine = Engine.start(store)
+    assert await read(engine, b"a") is None
+    assert await read(engine, b"a", Seq(engine.reader.head() - 2)) == b"1"
+    assert check(engine.store, deep=True) == []
+    await engine.close()
+
+
+async def test_recovery_says_what_it_took_back(store: Path) -> None:
+    lose_power(store, "await put(b'a', b'1', sync=True)", "await put(b'a', b'2')")
+    engine = Engine.start(store)
+    row = engine.store.database.connection.one(
+        "SELECT path, details ->> 'size' FROM oplog WHERE kind = 'recover'"
+    )
+    assert row == (b"a", 1)
+    await engine.close()
