@@ -9,8 +9,62 @@ import msgspec
 import yaml
 
 from nexus_engine import errors
+from nexus_engine.times import parse_age
 
 CONFIG_NAME = "store.yaml"
+
+
+class Thinning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of moments up to an age, one in so often is kept."""
+
+    every: str
+    until: str
+
+    def __post_init__(self) -> None:
+        if not (0 < seconds(self.every) < seconds(self.until)):
+            raise ValueError(f"nothing to keep every {self.every} until {self.until}")
+
+
+class ClassRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Files and directories of which less is kept, with all that is in them."""
+
+    keep: str
+    """Every operation up to this age, and nothing older."""
+    names: list[str] = []
+    """Patterns (fnmatch) of their names."""
+    paths: list[str] = []
+    """Absolute, within the store."""
+
+    def __post_init__(self) -> None:
+        seconds(self.keep)
+        if any(not path.startswith("/") for path in self.paths):
+            raise ValueError("the paths of a class begin with a slash")
+
+
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of the past is kept. Snapshots pin what they hold, whatever this says."""
+
+    keep_all: str
+    """Every operation up to this age."""
+    thin: list[Thinning] = []
+    """What is kept of older ones, by rising age; beyond the last, nothing."""
+    classes: list[ClassRule] = []
+    interval: str = "1h"
+    """How often a daemon prunes."""
+
+    def __post_init__(self) -> None:
+        ages = [seconds(self.keep_all), *(seconds(tier.until) for tier in self.thin)]
+        if ages != sorted(set(ages)):
+            raise ValueError("the ages of thin must rise, from keep_all on")
+        seconds(self.interval)
+
+
+def seconds(age: str) -> int:
+    """Return an age in seconds."""
+    value = parse_age(age)
+    if value is None:
+        raise ValueError(f"{age!r} is no age such as 90s, 2h, 3d or 1w")
+    return value
 
 
 class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,6 +78,8 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes that wait in memory, over all files."""
     chunk_cache_mib: int = 64
     """Decoded chunks kept in memory."""
+    retention: Retention | None = None
+    """Without it everything is kept for ever."""
 
 
 def load_config(store: FilePath) -> StoreConfig:

@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path as FilePath
 from typing import TypeVar
 
@@ -19,16 +20,21 @@ import anyio.to_thread
 
 from nexus_engine import errors
 from nexus_engine.clock import Clock
+from nexus_engine.config import Retention, seconds
 from nexus_engine.fs import attributes, computed, namespace
 from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.fs.content import Content, read_extents
 from nexus_engine.fs.files import Handle
+from nexus_engine.history.moments import require_whole
+from nexus_engine.meta import gc_queries
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import AsOfReader, Listed, View
 from nexus_engine.oplog.tail import Stale, Tail
 from nexus_engine.permissions.acl import NAMES as ACLS
 from nexus_engine.permissions.modes import set_ids_lost
 from nexus_engine.recovery import recover
+from nexus_engine.retention import gc
+from nexus_engine.retention.prune import prune
 from nexus_engine.store import Store
 from nexus_engine.types import NAME_MAX, Actor, FsUsage, Ino, Inode, Name, Seq
 
@@ -375,6 +381,14 @@ class Engine:
     def as_of(self, seq: Seq) -> AsOfReader:
         return self.store.database.as_of(seq)
 
+    def whole_as_of(self, seq: Seq) -> AsOfReader:
+        """Return the tree at a moment.
+
+        Raises:
+            HistoryExpired: It is not kept any more.
+        """
+        return self.as_of(require_whole(self.store.database, seq, f"op-{seq}"))
+
     async def read_at(self, view: View, inode: Inode, offset: int, length: int) -> bytes:
         """Return the bytes of a range of a file in a view of the past."""
         length = min(length, inode.size - offset)
@@ -436,12 +450,26 @@ class Engine:
                     log.error("upkeep: %s; trying again", error)
                 failing = str(error)
 
+    async def run_retention(self) -> None:
+        """Prune by the store's policy, again and again; without one, do nothing for ever."""
+        policy = self.store.config.retention
+        if policy is None:
+            await anyio.sleep_forever()
+            return
+        while True:
+            await anyio.sleep(seconds(policy.interval))
+            try:
+                await self.in_peer(partial(_prune, policy))
+            except errors.EngineError as error:
+                log.error("pruning: %s; trying again in %s", error, policy.interval)
+
     async def _upkeep(self) -> None:
         config = self.store.config
         limit_ns = int(config.session_limit_s * 1e9)
         await self.content.seal_all(older_than_ns=self.store.clock.time_ns() - limit_ns)
         self.content.drop_unlinked()
         self.content.write_access_times()
+        await self._leave_packs()
         now_s, head = time.monotonic(), self.reader.head()
         due = now_s - self._synced[0] >= config.sync_interval_s
         if due and (head != self._synced[1] or self.store.has_unsynced_chunks()):
@@ -454,6 +482,15 @@ class Engine:
             await self.content.renew_intents()
             await self.sync()
             self.store.retire_packs(complete)
+
+    async def _leave_packs(self) -> None:
+        """Answer gc, which wants to know that nobody begins to rely on a pack that goes."""
+        connection = self.store.database.connection
+        packs = gc_queries.unseen_packs(connection, self.store.owner)
+        if packs:
+            await self.content.leave_packs([name for _, name in packs])
+            numbers = [number for number, _ in packs]
+            gc_queries.note_seen(connection, numbers, self.store.owner)
 
     def figures(self) -> dict[str, int]:
         """Return the engine's own gauges, for status displays."""
@@ -471,6 +508,16 @@ class Engine:
             inodes=inodes + 2**32,
             inodes_free=2**32,
         )
+
+
+def _prune(policy: Retention, store: Store) -> None:
+    actor = Actor(store.path.stat().st_uid, 0, os.getpid(), command="retention")
+    dropped = prune(store, policy, actor)
+    collected = gc.collect(store)
+    log.info(
+        "pruned %d rows; gave back %d bytes in %d packs",
+        dropped, collected.freed_bytes, collected.packs,
+    )  # fmt: skip
 
 
 def _set_ids_lost(inode: Inode, actor: Actor, groups: Groups) -> int:

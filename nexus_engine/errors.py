@@ -7,7 +7,7 @@
     │                    NameTooLong InvalidName InvalidArgument TooManyLinks StaleInode
     ├── AccessError      PermissionDenied OperationNotPermitted ReadOnly
     ├── ResourceError    NoSpace FileTooBig NotSupported TooManyMoments StoreBusy
-    │                    NoXattr XattrTooBig
+    │                    NoXattr XattrTooBig TooManyXattrs
     ├── ConflictError    InvalidMoment InvalidSelector InvalidCommand NothingToUndo HistoryExpired
     │                    UndoConflict
     ├── IntegrityError   CorruptChunk MissingChunk CorruptMetadata BrokenChain
@@ -130,6 +130,10 @@ class NoXattr(ResourceError):
 
 class XattrTooBig(ResourceError):
     pass
+
+
+class TooManyXattrs(ResourceError):
+    """listxattr(2) has no room for one more name."""
 
 
 class InvalidMoment(ConflictError):

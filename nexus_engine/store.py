@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -57,10 +58,12 @@ class Store:
         self.peers = path / "peers"
         self._lock = claim(self.peers)
         self.owner = self._lock.owner
+        self.objects = LocalObjectStore(path)
         self.chunks = ChunkStore(
-            LocalObjectStore(path),
+            self.objects,
             path / "packs",
-            find=self._find_chunk,
+            find=partial(self._find_chunk, Reader.find_chunk),
+            find_reusable=partial(self._find_chunk, Reader.find_reusable_chunk),
             on_new_pack=self._add_pack,
             cache_bytes=config.chunk_cache_mib * _MIB,
         )
@@ -235,9 +238,11 @@ class Store:
 
     # -- callbacks of the chunk store, which may come from worker threads --
 
-    def _find_chunk(self, digest: Digest) -> Location | None:
+    def _find_chunk(
+        self, find: Callable[[Reader, Digest], tuple[Any, ...] | None], digest: Digest
+    ) -> Location | None:
         if threading.get_ident() == self._thread:
-            row = self.reader.find_chunk(digest)
+            row = find(self.reader, digest)
         else:
             # A connection serves one thread at a time; threads come and go, so it is lent.
             try:
@@ -246,7 +251,7 @@ class Store:
                 connection = Connection(str(self.path / DATABASE_NAME))
                 self._reader_connections.append(connection)
                 reader = Reader(connection)
-            row = reader.find_chunk(digest)
+            row = find(reader, digest)
             self._idle_readers.append(reader)
         return None if row is None else Location._make(row)
 

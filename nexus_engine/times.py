@@ -1,16 +1,30 @@
-"""Times of files as the database keeps them: 64 bits, and thousands of years.
+"""Ages as people write them, and times of files as the database keeps them.
 
-Nanoseconds since the epoch fit from 1677 to 2262. So the last codes at either end, two years'
-worth, stand for microseconds beyond: to the years 4500 and -600. Codes are ordered as the times
-are.
+In 64 bits nanoseconds since the epoch fit from 1677 to 2262. So the last codes at either end, two
+years' worth, stand for microseconds beyond: to the years 4500 and -600. Codes are ordered as the
+times are.
 """
 
 from __future__ import annotations
+
+import re
+
+_UNITS_S = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
+_AGE = re.compile("".join(rf"(?:(\d{{1,9}}){unit})?" for unit in _UNITS_S), re.ASCII)
 
 _COARSE_CODES = 2**56
 _EXACT_MAX = 2**63 - 1 - _COARSE_CODES
 _LAST_US = _EXACT_MAX // 1000
 _FIRST_US = -_EXACT_MAX // 1000
+
+
+def parse_age(text: str) -> int | None:
+    """Return the seconds of an age such as 90s, 2h, 1w or 1h30m, ``None`` for anything else."""
+    match = _AGE.fullmatch(text) if text else None
+    if match is None:
+        return None
+    numbers = zip(match.groups(), _UNITS_S.values(), strict=True)
+    return sum(int(number) * unit_s for number, unit_s in numbers if number is not None)
 
 
 def pack_time(ns: int) -> int:

@@ -78,6 +78,7 @@ async def serve(
                 nursery.start_soon(_stop_on_signal)
                 for service, *arguments in (
                     (engine.run_upkeep,),
+                    (engine.run_retention,),
                     (_follow_peers, peers, invalidator),
                     (_notify_pollers, engine, operations.tree),
                 ):

@@ -39,6 +39,7 @@ ERRNO: dict[type[errors.EngineError], int] = {
     errors.StoreBusy: errno.EAGAIN,
     errors.NoXattr: errno.ENODATA,
     errors.XattrTooBig: errno.E2BIG,
+    errors.TooManyXattrs: errno.ENOSPC,
     errors.InvalidMoment: errno.ENOENT,
     errors.InvalidSelector: errno.EINVAL,
     errors.InvalidCommand: errno.EINVAL,

@@ -29,14 +29,12 @@ class MountOptions(msgspec.Struct, frozen=True):
 
 
 def fuse_options(store: Path, options: MountOptions) -> set[str]:
-    """Return the options as libfuse takes them.
-
-    ``ro`` is not among them: every change is refused by ``Operations``, while ``.nexus/control``
-    can still be written to, to ask.
-    """
+    """Return the options as libfuse takes them."""
     chosen = {"default_permissions", f"fsname=nexus:{store}", "subtype=nexus"}
     if options.allow_other:
         chosen.add("allow_other")
+    if options.read_only:
+        chosen.add("ro")
     if options.debug:
         chosen.add("debug")
     if os.geteuid() == 0 == store.stat().st_uid:

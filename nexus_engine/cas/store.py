@@ -67,6 +67,8 @@ class ChunkStore:
         on_new_pack: Called with the id of a pack before the first append to it, so that it
             can be registered; appends wait meanwhile, and it must not put anything. If it
             raises, so does the `put`.
+        find_reusable: Like ``find``, for what is to be stored: leaves out packs that gc is about
+            to drop.
         cache_bytes: Decoded chunks to keep in memory.
         new_id: Makes pack ids.
     """
@@ -78,11 +80,13 @@ class ChunkStore:
         find: Callable[[Digest], Location | None],
         *,
         on_new_pack: Callable[[str], None],
+        find_reusable: Callable[[Digest], Location | None] | None = None,
         cache_bytes: int = 64 << 20,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._objects = objects
         self._find = find
+        self._find_reusable = find_reusable or find
         self._packs = OwnPacks(objects, packs_directory, on_new_pack, new_id)
         self._cache = ChunkCache(cache_bytes)
         self._shared_sync = SharedSync(self._sync_now)
@@ -145,6 +149,49 @@ class ChunkStore:
     def put_intent(self, payload: bytes) -> None:
         """Append an intent: bytes that `scan` gives back after a crash. At most `MAX_CHUNK`."""
         self.put_many((), lambda _: payload)
+
+    def put_again(self, digest: Digest) -> None:
+        """Store a chunk once more: it is in a pack that goes, and in no row yet.
+
+        Raises:
+            MissingChunk, CorruptChunk, NoSpace, StoreInaccessible, ObjectStoreFailed.
+        """
+        content = self.read(digest, 0, MAX_CHUNK)
+        with self._lock:
+            self._claimed.add(digest)
+        try:
+            self._append([digest], {digest: content}, None)
+        finally:
+            self._settle([digest])
+
+    def copy(self, locations: Sequence[tuple[Digest, Location]]) -> list[Location]:
+        """Copy chunks, as they are stored, into a pack of this process; for gc.
+
+        Args:
+            locations: Where each is now, at most some megabytes in total.
+
+        Returns:
+            Where each is as well; durable after `sync`.
+
+        Raises:
+            CorruptChunk, ObjectNotFound: one cannot be read; nothing was copied.
+            NoSpace, StoreInaccessible, ObjectStoreFailed: nothing was copied.
+        """
+        records = []
+        for digest, place in locations:
+            buffer = bytes(self._read_pack(place.pack, place.offset, place.stored_length))
+            try:
+                record = parse_record(buffer, place.offset)
+            except CorruptChunk as error:
+                raise _corrupt(digest, place, str(error)) from error
+            if record.kind != KIND_CHUNK or record.digest != digest:
+                raise _corrupt(digest, place, "another record is in its place")
+            records.append(buffer)
+        pack, offsets = self._packs.append(records)
+        return [
+            place._replace(pack=pack, offset=offset)
+            for (_, place), offset in zip(locations, offsets, strict=True)
+        ]
 
     def pending(self, digest: Digest) -> Location | None:
         """Return the location of a chunk that the index does not have yet.
@@ -274,7 +321,7 @@ class ChunkStore:
     def _is_indexed(self, digest: Digest) -> bool:
         # Asked with the claim in hand: a chunk stops being pending only when the index has
         # it, so that one or the other is seen.
-        location = self._find(digest)
+        location = self._find_reusable(digest)
         if location is None:
             return False
         self._borrow(location)

@@ -52,6 +52,10 @@ class LogArguments(Arguments, frozen=True):
     limit: Page = 50
 
 
+class PruneArguments(Arguments, frozen=True):
+    dry_run: bool = False
+
+
 class SelectionArguments(Arguments, frozen=True):
     """Which operations to reverse. ``last`` counts among those that everything else allows."""
 

@@ -6,7 +6,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from nexus_engine import errors
-from nexus_engine.commands import Reply, Request, Work, arguments, changing, checking, reading
+from nexus_engine.commands import (
+    Reply,
+    Request,
+    Work,
+    arguments,
+    changing,
+    checking,
+    reading,
+    retaining,
+)
 from nexus_engine.commands.arguments import Arguments, parse_arguments
 
 # Each takes its own kind of arguments, which a table of all of them cannot say.
@@ -38,6 +47,8 @@ VERBS = {
     "tag-remove": Entry(arguments.TagKeyArguments, changing.remove_tag, changes=True),
     "verify-log": Entry(arguments.NoArguments, checking.verify_log),
     "fsck": Entry(arguments.FsckArguments, checking.fsck),
+    "prune": Entry(arguments.PruneArguments, retaining.prune, changes=True),
+    "gc": Entry(arguments.NoArguments, retaining.collect, changes=True),
 }
 
 

@@ -11,7 +11,7 @@ from nexus_engine.meta.transaction import Transaction
 from nexus_engine.permissions.acl import ACCESS, Acl
 from nexus_engine.permissions.acl import NAMES as ACLS
 from nexus_engine.records import Change
-from nexus_engine.types import NAME_MAX, SIZE_MAX, XATTR_VALUE_MAX, Ino, Inode
+from nexus_engine.types import NAME_MAX, SIZE_MAX, XATTR_LIST_MAX, XATTR_VALUE_MAX, Ino, Inode
 
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
@@ -83,9 +83,18 @@ def set_xattr(tx: Transaction, ino: Ino, name: bytes, value: bytes, flags: int =
         raise errors.AlreadyExists(name.decode(errors="backslashreplace"))
     if flags & XATTR_REPLACE and before is None:
         raise errors.NoXattr(name.decode(errors="backslashreplace"))
+    if before is None:
+        _require_listable(tx, ino, name)
     tx.put_xattr(ino, name, value)
     _touch(tx, inode)
     tx.commit(_xattr_change("setxattr", tx, ino, name, len(value)))
+
+
+def _require_listable(tx: Transaction, ino: Ino, name: bytes) -> None:
+    """Refuse one name too many for listxattr(2), which has room for 64 KiB of them."""
+    listed = sum(len(known) + 1 for known in (*tx.xattr_names(ino), name))
+    if listed > XATTR_LIST_MAX:
+        raise errors.TooManyXattrs(f"the names of all attributes take {listed} bytes")
 
 
 def remove_xattr(tx: Transaction, ino: Ino, name: bytes) -> None:

@@ -22,7 +22,7 @@ from nexus_engine.store import Store
 from nexus_engine.types import Actor, Digest, Extent, Ino, Inode, Seq
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 R = TypeVar("R")
 
@@ -386,6 +386,24 @@ class Content:
             if session is not None and session.flushes and not session.unflushed:
                 session.unflushed = True
                 await self.flush(file)
+
+    async def leave_packs(self, packs: Collection[str]) -> None:
+        """Rely no longer on chunks in packs that gc is about to drop.
+
+        Chunks that a row names are gc's to move. Those of open sessions are in no row yet.
+        """
+        for file in list(self._files.values()):
+            await file.gate.take()  # whoever was storing chunks by what it had seen is done then
+            try:
+                session = file.session
+                if session is None:
+                    continue
+                for digest in {extent.digest for extent in session.staged.all()}:
+                    row = self._reader.find_chunk(digest)
+                    if row is not None and row[0] in packs and not self._chunks.pending(digest):
+                        await self._in_thread(partial(self._chunks.put_again, digest))
+            finally:
+                file.gate.give()
 
     async def seal_inode(self, ino: Ino) -> None:
         """End the session of an inode, if there is one, before something else happens to it."""

@@ -11,11 +11,12 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import NamedTuple
 
 from nexus_engine import errors
-from nexus_engine.meta import history_queries, log_queries
+from nexus_engine.meta import history_queries, log_queries, retention_queries
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.log_queries import LogQuery
 from nexus_engine.meta.reader import PATH_DEPTH_MAX
+from nexus_engine.times import parse_age
 from nexus_engine.types import NO_INO, ROOT_INO, Ino, Path, Seq
 
 FORMS = (
@@ -25,8 +26,6 @@ FORMS = (
 )
 
 _SECOND = 1_000_000_000
-_UNITS_S = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
-_AGE = re.compile("".join(rf"(?:(\d{{1,9}}){unit})?" for unit in _UNITS_S), re.ASCII)
 _OPERATION = re.compile(r"(before-)?op-(\d{1,18})", re.ASCII)
 _TIME = re.compile(
     r"(\d{4})(?:-(\d{2})(?:-(\d{2})(?:[T ](\d{2})(?::(\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)?)?"
@@ -46,7 +45,7 @@ def is_reserved(text: str) -> bool:
     """Tell whether a text has a form of its own, so that no snapshot can be called that."""
     return (
         text in _WORDS
-        or _is_age(text)
+        or parse_age(text) is not None
         or _OPERATION.fullmatch(text) is not None
         or _LIKE_TIME.fullmatch(text) is not None
     )
@@ -62,12 +61,16 @@ def resolve_moment(database: Database, text: str, now_ns: int) -> Seq:
         text: As ``FORMS`` says; operations and times win over snapshots.
         now_ns: What ages count from.
 
+    Where the past is thinned out, a time stands for the last moment before it that is kept.
+
     Raises:
         InvalidMoment: Not a moment, or before the store's beginning.
+        HistoryExpired: An operation whose moment is not kept; or nothing is, of so long ago.
     """
     operation = _OPERATION.fullmatch(text)
     if operation is not None:
-        return _resolve_operation(database, int(operation[2]), before=operation[1] is not None)
+        number = int(operation[2])
+        return _resolve_operation(database, text, number, before=operation[1] is not None)
     if is_reserved(text):
         return _resolve_time(database, text, parse_time(text, now_ns))
     seq = _find_snapshot(database, text)
@@ -91,8 +94,9 @@ def parse_time(text: str, now_ns: int) -> int:
         clock = (local.tm_hour, local.tm_min, local.tm_sec)
         day = (local.tm_year, local.tm_mon, local.tm_mday - 1)
         return _local_ns(text, (*day, *clock), now_ns % _SECOND)
-    if _is_age(text):
-        return now_ns - _age_s(text) * _SECOND
+    age_s = parse_age(text)
+    if age_s is not None:
+        return now_ns - age_s * _SECOND
     match = _TIME.fullmatch(text)
     if match is None:
         raise errors.InvalidMoment(f"{_show(text)} is not a moment; {FORMS}")
@@ -111,6 +115,8 @@ def latest_moments(database: Database, directory: Ino | Path, limit: int, now_ns
         only that tells them apart.
     """
     changes = _latest_changes(database.connection, directory, limit)
+    whole_from = retention_queries.pruned_to(database.connection)
+    changes = [change for change in changes if change.seq >= whole_from]
     moments = []
     # A time that has not passed yet may still come to mean more than it does now.
     next_ns = now_ns
@@ -141,7 +147,20 @@ def _find_snapshot(database: Database, text: str) -> Seq | None:
     return database.reader.find_snapshot(text)
 
 
-def _resolve_operation(database: Database, number: int, *, before: bool) -> Seq:
+def require_whole(database: Database, seq: Seq, text: str) -> Seq:
+    """Return a moment of which every row is still there.
+
+    Raises:
+        HistoryExpired: Retention has let go of some.
+    """
+    nearest = retention_queries.nearest_kept(database.connection, seq)
+    if nearest == seq:
+        return seq
+    hint = "nothing is kept of so long ago" if nearest is None else f"op-{nearest} is"
+    raise errors.HistoryExpired(f"{_show(text)} is not kept any more; {hint}")
+
+
+def _resolve_operation(database: Database, text: str, number: int, *, before: bool) -> Seq:
     head = database.reader.head()
     if not 1 <= number <= head:
         raise errors.InvalidMoment(f"there is no op-{number}; the last one is op-{head}")
@@ -149,14 +168,17 @@ def _resolve_operation(database: Database, number: int, *, before: bool) -> Seq:
     wanted = number - 1 if before else number
     if first is None or wanted < first[0]:
         raise _too_early(database, f"before-op-{number}" if before else f"op-{number}")
-    return Seq(wanted)
+    return require_whole(database, Seq(wanted), text)
 
 
 def _resolve_time(database: Database, text: str, time_ns: int) -> Seq:
     seq = log_queries.find_seq_at(database.connection, time_ns)
     if seq is None:
         raise _too_early(database, text)
-    return seq
+    kept = retention_queries.nearest_kept(database.connection, seq)
+    if kept is None:
+        raise errors.HistoryExpired(f"{_show(text)}: nothing is kept of so long ago")
+    return kept
 
 
 def _too_early(database: Database, text: str) -> errors.InvalidMoment:
@@ -168,17 +190,6 @@ def _too_early(database: Database, text: str) -> errors.InvalidMoment:
     return errors.InvalidMoment(
         f"{_show(text)} is before this store begins; the first moment is op-{first[0]}, {begin}"
     )
-
-
-def _is_age(text: str) -> bool:
-    return bool(text) and _AGE.fullmatch(text) is not None
-
-
-def _age_s(text: str) -> int:
-    match = _AGE.fullmatch(text)
-    assert match is not None
-    numbers = zip(match.groups(), _UNITS_S.values(), strict=True)
-    return sum(int(number) * unit_s for number, unit_s in numbers if number is not None)
 
 
 def _time_ns(text: str, match: re.Match[str]) -> int:

@@ -208,12 +208,21 @@ def _shown(interval: Interval) -> str:
 
 
 def past_dentries_of_nothing(connection: Connection) -> Iterator[tuple[int, bytes, int, int]]:
-    """Yield (parent, name, ino, from_seq) of names that led to nothing when they were given."""
+    """Yield (parent, name, ino, from_seq) of names that led to nothing when they were given.
+
+    Where retention was at work: that led to nothing all the time.
+    """
+    row = connection.one(
+        "SELECT max((SELECT coalesce(max(until_seq), 0) FROM expired),"
+        " (SELECT coalesce(max(value), 0) FROM store WHERE key = 'pruned_to'))"
+    )
+    last = "CASE WHEN d.from_seq > ?1 THEN d.from_seq ELSE d.to_seq - 1 END"
     return connection.iterate(
         "SELECT d.parent, d.name, d.ino, d.from_seq FROM dentry_past d WHERE NOT EXISTS"
-        " (SELECT 1 FROM inode i WHERE i.ino = d.ino AND i.from_seq <= d.from_seq)"
+        f" (SELECT 1 FROM inode i WHERE i.ino = d.ino AND i.from_seq <= {last})"
         " AND NOT EXISTS (SELECT 1 FROM inode_past p"
-        "  WHERE p.ino = d.ino AND p.to_seq > d.from_seq AND p.from_seq <= d.from_seq)"
+        f"  WHERE p.ino = d.ino AND p.to_seq > d.from_seq AND p.from_seq <= {last})",
+        row or (0,),
     )
 
 

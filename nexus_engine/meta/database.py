@@ -87,19 +87,31 @@ class Database:
         """Return inodes without a name that are still there."""
         return [row[0] for row in self.connection.all("SELECT ino FROM inode WHERE nlink = 0")]
 
-    def put_access_times(self, times: dict[Ino, int]) -> None:
-        """Set atimes (ns) of current inodes, in place: reading makes no version."""
+    def in_transaction(self, action: Callable[[Connection], R]) -> R:
+        """Run statements that need no record: all of it is kept, or nothing.
+
+        Raises:
+            StoreBusy: Another process is writing; nothing happened, try again.
+        """
         run, done = self.connection.run, False
         run("BEGIN IMMEDIATE")
         try:
-            self.connection.run_many(
-                "UPDATE inode SET atime_ns = ?2 WHERE ino = ?1", list(times.items())
-            )
+            result = action(self.connection)
             run("COMMIT")
             done = True
         finally:
             if not done:
                 run("ROLLBACK")
+        return result
+
+    def put_access_times(self, times: dict[Ino, int]) -> None:
+        """Set atimes (ns) of current inodes, in place: reading makes no version."""
+
+        def put(connection: Connection) -> None:
+            sql = "UPDATE inode SET atime_ns = ?2 WHERE ino = ?1"
+            connection.run_many(sql, list(times.items()))
+
+        self.in_transaction(put)
 
     def add_pack(self, name: str, owner: str) -> None:
         self.connection.run("INSERT INTO pack (name, owner) VALUES (?, ?)", (name, owner))
@@ -115,20 +127,16 @@ class Database:
             chunks: What is in them that no row names yet: (digest, pack name, offset, stored
                 length, length, codec). Sessions that go on rely on them.
         """
-        run, done = self.connection.run, False
-        run("BEGIN IMMEDIATE")
-        try:
+
+        def retire(connection: Connection) -> None:
             if chunks:
-                self.connection.run_many(ADD_CHUNK, chunks)
+                connection.run_many(ADD_CHUNK, chunks)
             for name in empty:
                 self.remove_pack(name)
             for name in full:
                 self.seal_pack(name)
-            run("COMMIT")
-            done = True
-        finally:
-            if not done:
-                run("ROLLBACK")
+
+        self.in_transaction(retire)
 
     def remove_pack(self, name: str) -> None:
         """Forget a pack that nothing was written to."""

@@ -201,6 +201,14 @@ class Reader:
             (digest,),
         )
 
+    def find_reusable_chunk(self, digest: Digest) -> tuple[Any, ...] | None:
+        """Return likewise a chunk that new files may rely on: its pack stays."""
+        return self._one(
+            "SELECT p.name, c.offset, c.stored_length, c.length, c.codec FROM chunk c"
+            " JOIN pack p ON p.id = c.pack WHERE c.digest = ? AND NOT p.retiring",
+            (digest,),
+        )
+
     def head(self) -> Seq:
         """Return the last operation's position; 0 in an empty store."""
         row = self._one("SELECT max(seq) FROM oplog")
@@ -297,6 +305,12 @@ _XATTR_ASOF = (
 )
 
 
+_EXPIRED = (
+    "SELECT until_seq FROM expired WHERE ino = ?1 AND until_seq > ?2"
+    " AND NOT EXISTS (SELECT 1 FROM kept WHERE seq = ?2 AND pinned = 1)"
+)
+
+
 class AsOfReader:
     """The tree as it was after operation ``seq``. Immutable, so everything may be cached."""
 
@@ -325,6 +339,16 @@ class AsOfReader:
             return directory
         return directory._replace(mtime_ns=row[0], ctime_ns=row[0])
 
+    def _require_kept(self, ino: Ino) -> None:
+        """Refuse to show half of what a class keeps less of.
+
+        Raises:
+            HistoryExpired: What this file or directory held then is gone.
+        """
+        row = self._one(_EXPIRED, (ino, self.seq))
+        if row is not None:
+            raise errors.HistoryExpired(f"what this was before op-{row[0]} is not kept")
+
     def get_inode(self, ino: Ino) -> Inode:
         """Return the inode.
 
@@ -338,7 +362,10 @@ class AsOfReader:
 
     def find_child(self, parent: Ino, name: Name) -> Inode | None:
         row = self._one(_FIND_DENTRY_ASOF, (parent, name_hash(name), name, self.seq))
-        return None if row is None else self.find_inode(row[0])
+        if row is None:
+            self._require_kept(parent)
+            return None
+        return self.find_inode(row[0])
 
     def find_dentry_ino(self, parent: Ino, name: Name) -> Ino | None:
         """Return what a name meant, without its inode."""
@@ -347,6 +374,7 @@ class AsOfReader:
 
     def list_children(self, parent: Ino, after: int, limit: int) -> list[Listed]:
         """Return up to ``limit`` entries in directory order, after a cookie (0: from the start)."""
+        self._require_kept(parent)
         listed = []
         for cookie, name, ino in self._all(_LIST_ASOF, (parent, after, self.seq, limit)):
             inode = self.find_inode(ino)
@@ -365,6 +393,7 @@ class AsOfReader:
 
     def extents(self, ino: Ino, start: int, length: int) -> list[Extent]:
         """Return the extents overlapping a byte range, as ``Reader.extents`` does."""
+        self._require_kept(ino)
         end = start + length
         if self._one("SELECT 1 FROM extent_past WHERE ino = ? LIMIT 1", (ino,)) is None:
             sql = _EXTENTS_ONLY_CURRENT  # most files were written once

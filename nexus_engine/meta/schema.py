@@ -263,7 +263,32 @@ FROM xattr x JOIN live_path p ON p.ino = x.ino
 WHERE CAST(x.name AS TEXT) LIKE 'user.nexus.tag.%';
 """
 
-MIGRATIONS = (_V1,)
+_V2 = """
+-- Retention. Every moment from `store.pruned_to` on is whole. Of those before, these are; of the
+-- others, rows are gone.
+CREATE TABLE kept (
+    seq INTEGER PRIMARY KEY,
+    pinned INTEGER NOT NULL          -- 1: by a snapshot, which no class is exempt from
+) STRICT;
+
+-- Files and directories of a class that keeps less. What they held before `until_seq` is gone, but
+-- at pinned moments. Only where the class begins: what lies below is reached through it alone.
+CREATE TABLE expired (
+    ino INTEGER PRIMARY KEY,
+    until_seq INTEGER NOT NULL
+) STRICT;
+
+-- A pack on its way out: no new file may rely on what is in it, and gc moves what is live. It goes
+-- when every process has said that it knows.
+ALTER TABLE pack ADD COLUMN retiring INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE pack_seen (
+    pack INTEGER NOT NULL,
+    owner TEXT NOT NULL,
+    PRIMARY KEY (pack, owner)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS = (_V1, _V2)
 """Script ``i`` takes a store from version ``i`` to ``i + 1``. Never edited once released."""
 
 VERSION = len(MIGRATIONS)

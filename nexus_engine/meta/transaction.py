@@ -76,8 +76,12 @@ _BURY_XATTR = (
     " AND from_seq < ?3"
 )
 ADD_CHUNK = (
-    "INSERT OR IGNORE INTO chunk (digest, pack, offset, stored_length, length, codec)"
+    "INSERT INTO chunk (digest, pack, offset, stored_length, length, codec)"
     " VALUES (?, (SELECT id FROM pack WHERE name = ?), ?, ?, ?, ?)"
+    # The first one to come stays, unless its pack is on its way out.
+    " ON CONFLICT (digest) DO UPDATE SET pack = excluded.pack, offset = excluded.offset,"
+    " stored_length = excluded.stored_length, codec = excluded.codec"
+    " WHERE (SELECT retiring FROM pack WHERE id = chunk.pack)"
 )
 _ADD_RECORD = (
     "INSERT INTO oplog (seq, id, time_ns, kind, ino, path, path2, details, undo_state, undoes,"
@@ -131,6 +135,11 @@ class Transaction(Reader):
         if self._dirty:
             raise RuntimeError("rows changed without a log record")
         self._run("COMMIT")
+
+    @property
+    def connection(self) -> Connection:
+        """For statements of ``meta`` that only one rule needs."""
+        return self._connection
 
     @property
     def head_seq(self) -> Seq:

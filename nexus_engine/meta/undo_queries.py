@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from nexus_engine.meta import retention_queries
 from nexus_engine.meta.connection import Connection
-from nexus_engine.meta.reader import name_hash
-from nexus_engine.types import NO_INO, Ino, Inode, Name, Path, Seq
+from nexus_engine.meta.reader import PATH_DEPTH_MAX, name_hash
+from nexus_engine.types import NO_INO, ROOT_INO, Ino, Inode, Name, Path, Seq
 
 Key = tuple[Ino, Name]
 """A name's place: (parent, name)."""
@@ -77,6 +78,10 @@ _EXTENTS_CHANGED = (
     "  WHERE e.ino = j.value ->> 0 AND e.from_seq > j.value ->> 1)"
     " OR EXISTS (SELECT 1 FROM extent_past e"
     "  WHERE e.ino = j.value ->> 0 AND e.to_seq > j.value ->> 1)"
+)
+_ANY_PARENT = (
+    "SELECT parent FROM dentry WHERE ino = ?1 UNION ALL"
+    " SELECT parent FROM dentry_past WHERE ino = ?1 LIMIT 1"
 )
 _CHILD_CHANGES = "SELECT seq FROM child_change WHERE parent = ?1 AND seq >= ?2"
 _MTIME_ASOF = (
@@ -143,6 +148,7 @@ class UndoQueries:
         self._connection = connection
         self._one = connection.one
         self._all = connection.all
+        self._expired: dict[Ino, Seq] | None = None
 
     @contextmanager
     def one_moment(self) -> Iterator[None]:
@@ -191,6 +197,25 @@ class UndoQueries:
         """Return what each name meant just before an operation, and ever since."""
         items = ((p, name_hash(n), n.hex(), first) for (p, n), first in firsts.items())
         return [NameRow._make(row) for row in self._batches(_NAME_HISTORY, items)]
+
+    def pruned_to(self) -> Seq:
+        """Return the operation from which on all of the past is there."""
+        return retention_queries.pruned_to(self._connection)
+
+    def is_expired(self, operation: Operation) -> bool:
+        """Tell whether a class let go of what an operation changed."""
+        if self._expired is None:
+            self._expired = dict(retention_queries.expired_roots(self._connection))
+        roots = {ino for ino, until in self._expired.items() if operation.seq <= until}
+        current, depth = operation.ino, 0
+        while roots and current != ROOT_INO and depth < PATH_DEPTH_MAX:
+            if current in roots:
+                return True
+            row = self._one(_ANY_PARENT, (current,))
+            if row is None:
+                return operation.seq <= max(self._expired.values())  # all that was known is gone
+            current, depth = row[0], depth + 1
+        return False
 
     def versions(self, firsts: Mapping[Ino, Seq]) -> dict[Ino, list[VersionRow]]:
         """Return each inode's last version from before an operation, and those since, in order.

@@ -52,6 +52,7 @@ EXIT_CODE: dict[type[errors.EngineError], int] = {
     errors.StoreBusy: TRY_AGAIN,
     errors.NoXattr: FAILED,
     errors.XattrTooBig: FAILED,
+    errors.TooManyXattrs: FAILED,
     errors.InvalidMoment: USAGE,
     errors.InvalidSelector: USAGE,
     errors.InvalidCommand: USAGE,

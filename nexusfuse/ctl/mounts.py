@@ -30,6 +30,7 @@ class Mount(NamedTuple):
     source: bytes
     owner: int
     """Who mounted it (FUSE's ``user_id``)."""
+    read_only: bool = False
 
     @property
     def is_nexus(self) -> bool:
@@ -64,6 +65,7 @@ def _parse(text: bytes) -> Iterator[Mount]:
             fstype=fstype,
             source=_unescape(source),
             owner=int(owner[1]) if owner else 0,
+            read_only=b"ro" in options.split(b","),
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from nexus_engine import errors
-from nexus_engine.commands import Reply, Request, execute
+from nexus_engine.commands import Progress, Reply, Request, can_change, execute
 from nexusfuse.ctl import control, mounts, render
 from nexusfuse.ctl.exit_codes import FAILED, code_of_reply
 from nexusfuse.ctl.progress import ProgressLine
@@ -113,16 +113,25 @@ class CommandLine:
         """Have a request carried out, showing how it gets on."""
         self.verb = request.verb
         with ProgressLine() as progress:
-            if self.store is None:
-                return control.ask(self.mount.path, request, progress)
-            from nexus_engine.oplog import peers
+            if self.store is not None:
+                return self._ask_store(self.store, request, progress)
+            mount = self.mount
+            if not mount.read_only:
+                return control.ask(mount.path, request, progress)
+            if can_change(request):
+                raise Failure(f"{os.fsdecode(mount.path)} is mounted read-only")
+            # Its control file cannot be written to.
+            return self._ask_store(FilePath(os.fsdecode(mount.store)), request, progress)
 
-            with opened(self.store) as store:
-                before = store.reader.head()
-                reply = execute(store, request, own_actor(), progress)
-                if store.reader.head() != before:
-                    peers.announce(store)
-                return reply
+    def _ask_store(self, path: FilePath, request: Request, progress: Progress) -> Reply:
+        from nexus_engine.oplog import peers
+
+        with opened(path) as store:
+            before = store.reader.head()
+            reply = execute(store, request, own_actor(), progress)
+            if store.reader.head() != before:
+                peers.announce(store)
+            return reply
 
     def show(self, request: Request, reply: Reply, *, header: bool = True) -> None:
         """Print a reply; a table that goes on has no header."""

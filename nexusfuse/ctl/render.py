@@ -328,6 +328,30 @@ def _fsck(reply: Reply) -> Iterator[Block]:
         yield Line("Clean.", "bold")
 
 
+def _prune(reply: Reply) -> Iterator[Block]:
+    if reply.get("dry_run"):
+        yield Line(
+            f"Every operation since op-{reply['whole_from']} stays, and"
+            f" {_count(reply['moments'], 'moment')} before it."
+        )
+        yield Line(
+            f"{_count(reply['rows'], 'row')} would go; then"
+            f" {size(reply['freed_bytes'])} of content would be named by nothing.",
+            "bold",
+        )
+        return
+    yield Line(f"Dropped {_count(reply['rows'], 'row')}.")
+    yield from _gc(reply)
+
+
+def _gc(reply: Reply) -> Iterator[Block]:
+    yield Line(
+        f"Gave back {size(reply['freed_bytes'])} in {_count(reply['packs'], 'pack')};"
+        f" {size(reply['copied_bytes'])} were moved.",
+        "bold",
+    )
+
+
 _BLOCKS: dict[str, Callable[[Reply], Iterator[Block]]] = {
     "log": _log,
     "history": _log,
@@ -344,4 +368,6 @@ _BLOCKS: dict[str, Callable[[Reply], Iterator[Block]]] = {
     "tag-remove": _tag_removed,
     "verify-log": _verify_log,
     "fsck": _fsck,
+    "prune": _prune,
+    "gc": _gc,
 }

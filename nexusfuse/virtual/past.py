@@ -41,7 +41,7 @@ class PastNode(BaseNode):
         self._seq = seq
         self._ino = ino
         self._shared = shared
-        self._view: AsOfReader = engine.as_of(seq)
+        self._view: AsOfReader = engine.whole_as_of(seq)
 
     def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
         """Return attributes that the kernel may keep; where others may enter, ask each time."""

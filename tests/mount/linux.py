@@ -265,7 +265,9 @@ def lines(table: str) -> list[tuple[str, str]]:
 def listing(directory: Path) -> dict[str, tuple[object, ...]]:
     """Return all that a tree is, but for inode numbers and times."""
     found: dict[str, tuple[object, ...]] = {}
-    for path in (directory, *sorted(directory.rglob("*"))):
+    walk = os.walk(directory)
+    below = [Path(at, name) for at, names, files in walk for name in (*names, *files)]
+    for path in (directory, *sorted(below)):
         status = path.lstat()
         more: object = status.st_size
         if stat.S_ISLNK(status.st_mode):
@@ -297,7 +299,7 @@ def plain(directory: Path) -> Iterator[Path]:
     mountpoint.mkdir()
     with image.open("wb") as file:
         file.truncate(64 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-I", "256", image], check=True, timeout=60)
+    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-I", "256", image], check=True, timeout=60)
     done = subprocess.run(["mount", "-o", "loop,relatime", image, mountpoint], check=False)
     if done.returncode != 0:
         pytest.skip("no ext4 here to compare with")

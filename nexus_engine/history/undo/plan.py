@@ -154,6 +154,7 @@ class _Planning:
         if missing:
             raise errors.InvalidSelector(f"there is no operation op-{missing[0]}")
         operations = list(self._operations.values())
+        _require_whole(queries, operations)
         self._setattrs = {o.ino for o in operations if o.kind == "setattr"}
         self._names = names = Names(queries, force=force)
         names.select(operations)
@@ -287,6 +288,16 @@ class _Planning:
         # Of an undo, names are only a part.
         forced = {seq for seq in forced if kinds[seq] not in ("undo", "restore", "recover")}
         return sorted((self._operations.keys() - remaining) | forced)
+
+
+def _require_whole(queries: UndoQueries, operations: Iterable[Operation]) -> None:
+    """Refuse operations of which retention has dropped what they changed."""
+    whole_from = queries.pruned_to()
+    for operation in operations:
+        if operation.seq <= whole_from or queries.is_expired(operation):
+            raise errors.HistoryExpired(
+                f"op-{operation.seq} is too old to be undone: not all of what it changed is kept"
+            )
 
 
 def _differences(before: Inode, after: Inode) -> Iterator[str]:

@@ -1,0 +1,135 @@
+"""SQL of gc: which chunks are named, which packs go, and who knows of it.
+
+The live set is a temporary table of the connection: one pass over all extents, however many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from nexus_engine.meta.connection import Connection
+from nexus_engine.types import Digest
+
+_LIVE = (
+    "DROP TABLE IF EXISTS temp.live",
+    "CREATE TEMP TABLE live (digest BLOB PRIMARY KEY) STRICT, WITHOUT ROWID",
+    "INSERT OR IGNORE INTO live SELECT digest FROM extent",
+    "INSERT OR IGNORE INTO live SELECT digest FROM extent_past",
+)
+_USE = (
+    "SELECT p.id, p.name, coalesce(sum(c.stored_length), 0) FROM pack p LEFT JOIN"
+    " (chunk c JOIN temp.live l ON l.digest = c.digest) ON c.pack = p.id"
+    " WHERE p.owner IS NULL GROUP BY p.id"
+)
+_OUTGOING = (
+    "DROP TABLE IF EXISTS temp.outgoing",
+    "CREATE TEMP TABLE outgoing (pack INTEGER, live INTEGER, digest BLOB, name TEXT,"
+    " offset INTEGER, stored_length INTEGER, length INTEGER, codec INTEGER,"
+    " PRIMARY KEY (pack, live, offset)) STRICT, WITHOUT ROWID",
+    "INSERT INTO outgoing SELECT c.pack, l.digest IS NOT NULL, c.digest, p.name, c.offset,"
+    " c.stored_length, c.length, c.codec FROM chunk c JOIN pack p ON p.id = c.pack AND p.retiring"
+    " LEFT JOIN temp.live l ON l.digest = c.digest",
+)
+
+
+class PackUse(NamedTuple):
+    """How much of a sealed pack is live."""
+
+    number: int
+    name: str
+    live_bytes: int
+    """Records that some version of some file names."""
+
+
+class Outgoing(NamedTuple):
+    """A chunk in a pack that goes."""
+
+    digest: Digest
+    location: tuple[Any, ...]
+    """(pack name, offset, stored length, length, codec)."""
+
+
+def find_live(connection: Connection) -> None:
+    """Collect the digest of every chunk that some version of some file names."""
+    for sql in _LIVE:
+        connection.run(sql)
+
+
+def pack_use(connection: Connection) -> list[PackUse]:
+    """Return every sealed pack; after ``find_live``."""
+    return [PackUse._make(row) for row in connection.all(_USE)]
+
+
+def retire(connection: Connection, numbers: Iterable[int]) -> None:
+    """Let nobody rely on what is in these packs, unless a row names it already."""
+    connection.run_many("UPDATE pack SET retiring = 1 WHERE id = ?", [(n,) for n in numbers])
+
+
+def keep(connection: Connection, number: int) -> None:
+    """Change one's mind about a pack."""
+    connection.run("UPDATE pack SET retiring = 0 WHERE id = ?", (number,))
+    connection.run("DELETE FROM pack_seen WHERE pack = ?", (number,))
+
+
+def retiring_packs(connection: Connection) -> list[tuple[int, str]]:
+    """Return (number, name) of the packs that go."""
+    return connection.all("SELECT id, name FROM pack WHERE retiring")
+
+
+def unseen_packs(connection: Connection, owner: str) -> list[tuple[int, str]]:
+    """Return (number, name) of packs that go, and of which an owner has not said that it knows."""
+    return connection.all(
+        "SELECT id, name FROM pack WHERE retiring AND NOT EXISTS"
+        " (SELECT 1 FROM pack_seen s WHERE s.pack = pack.id AND s.owner = ?)",
+        (owner,),
+    )
+
+
+def note_seen(connection: Connection, numbers: Iterable[int], owner: str) -> None:
+    """Say that an owner relies on none of these packs but through rows."""
+    connection.run_many(
+        "INSERT OR IGNORE INTO pack_seen (pack, owner) VALUES (?, ?)",
+        [(number, owner) for number in numbers],
+    )
+
+
+def find_outgoing(connection: Connection) -> None:
+    """Collect what is in the packs that go; after ``find_live``."""
+    for sql in _OUTGOING:
+        connection.run(sql)
+
+
+def outgoing(connection: Connection, number: int, *, live: bool) -> Iterator[Outgoing]:
+    """Yield what is in a pack that goes, in its order; after ``find_outgoing``."""
+    rows = connection.iterate(
+        "SELECT digest, name, offset, stored_length, length, codec FROM temp.outgoing"
+        " WHERE pack = ? AND live = ? ORDER BY offset",
+        (number, int(live)),
+    )
+    for row in rows:
+        yield Outgoing(row[0], row[1:])
+
+
+def move_chunks(
+    connection: Connection, number: int, moved: Iterable[tuple[Digest, str, int]]
+) -> None:
+    """Enter the new place (pack name, offset) of chunks that are in a pack that goes."""
+    connection.run_many(
+        "UPDATE chunk SET pack = (SELECT id FROM pack WHERE name = ?2), offset = ?3"
+        " WHERE digest = ?1 AND pack = ?4",
+        [(digest, name, offset, number) for digest, name, offset in moved],
+    )
+
+
+def drop_chunks(connection: Connection, number: int, digests: Iterable[Digest]) -> None:
+    """Take chunks that nothing names out of the index."""
+    connection.run_many(
+        "DELETE FROM chunk WHERE digest = ? AND pack = ?", [(d, number) for d in digests]
+    )
+
+
+def drop_pack(connection: Connection, number: int) -> None:
+    """Forget a pack; nothing in the index may point to it any more."""
+    connection.run("DELETE FROM pack_seen WHERE pack = ?", (number,))
+    connection.run("DELETE FROM pack WHERE id = ?", (number,))

@@ -1,0 +1,170 @@
+"""Giving space back: packs of which most is dead are emptied and removed, while files are in use.
+
+::
+
+    mark       the pack is retiring: nobody stores a file by relying on what is in it
+    wait       until every process has said that its open sessions do not either
+    look       which of its chunks does some version of some file name?
+    copy       these into a pack of ours; sync
+    move       the index points to the copies; the dead leave it
+    remove     the row, and then the object
+
+Each step can be repeated. A crash leaves a pack that is retiring, for the next run, or copies that
+nothing names.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Concatenate, NamedTuple, ParamSpec
+
+from nexus_engine import errors
+from nexus_engine.cas.pack import pack_key
+from nexus_engine.cas.store import Location
+from nexus_engine.meta import gc_queries
+from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.gc_queries import Outgoing, PackUse
+from nexus_engine.owners import owners
+from nexus_engine.recovery import recover
+from nexus_engine.store import Store
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+Progress = Callable[[int, int], None]
+"""(packs done, of how many)."""
+
+DEAD_SHARE = 0.5
+"""A pack with at least this share of dead bytes is worth copying the rest."""
+WAIT_S = 30.0
+_POLL_S = 0.05
+_BATCH_BYTES = 4 << 20
+_BATCH_ROWS = 500
+
+
+class Collected(NamedTuple):
+    """What gc did."""
+
+    packs: int
+    freed_bytes: int
+    """Of removed packs, without what had to be copied."""
+    copied_bytes: int
+
+
+def estimate(store: Store) -> tuple[int, int]:
+    """Return (bytes of sealed packs, those of them that are dead). Changes nothing."""
+    use = _use(store)
+    total = sum(store.objects.size(pack_key(pack.name)) for pack in use)
+    return total, total - sum(pack.live_bytes for pack in use)
+
+
+def collect(
+    store: Store, *, dead_share: float = DEAD_SHARE, progress: Progress | None = None
+) -> Collected:
+    """Remove packs of which at least a share is dead. Takes long; blocks.
+
+    Args:
+        store: Opened for this alone: another process has the files.
+
+    Raises:
+        StoreBusy: A process does not answer; nothing is lost, a later run goes on.
+        NoSpace: No room for what has to be copied.
+    """
+    recover(store)
+    worth = [pack.number for pack in _use(store) if _dead_share(store, pack) >= dead_share]
+    _change(store, gc_queries.retire, worth)
+    retiring = gc_queries.retiring_packs(store.database.connection)
+    if not retiring:
+        return Collected(0, 0, 0)
+    _await_all(store, [number for number, _ in retiring])
+    gc_queries.find_live(store.database.connection)
+    gc_queries.find_outgoing(store.database.connection)
+    done = Collected(0, 0, 0)
+    for count, (number, name) in enumerate(retiring, start=1):
+        try:
+            freed, copied = _empty(store, number, name)
+        except (errors.CorruptChunk, errors.ObjectNotFound) as error:
+            log.error("pack %s stays: %s", name, error)
+            _change(store, gc_queries.keep, number)
+            continue
+        done = Collected(done.packs + 1, done.freed_bytes + freed, done.copied_bytes + copied)
+        if progress is not None:
+            progress(count, len(retiring))
+    return done
+
+
+def _use(store: Store) -> list[PackUse]:
+    gc_queries.find_live(store.database.connection)
+    return gc_queries.pack_use(store.database.connection)
+
+
+def _dead_share(store: Store, pack: PackUse) -> float:
+    try:
+        size = store.objects.size(pack_key(pack.name))
+    except errors.ObjectNotFound:
+        return 0.0  # fsck's to report
+    return 1 - pack.live_bytes / size if size else 1.0
+
+
+def _await_all(store: Store, numbers: list[int]) -> None:
+    """Wait until nobody's open session relies on these packs."""
+    connection = store.database.connection
+    _change(store, gc_queries.note_seen, numbers, store.owner)
+    deadline_s = time.monotonic() + WAIT_S
+    while True:
+        waiting = [o for o in owners(store.peers) if gc_queries.unseen_packs(connection, o)]
+        if not waiting:
+            return
+        if time.monotonic() > deadline_s:
+            raise errors.StoreBusy(
+                f"process {waiting[0].split('-')[0]} has the store open and does not answer gc"
+            )
+        recover(store)  # one that died answers no more, but what it began must be finished
+        time.sleep(_POLL_S)
+
+
+def _empty(store: Store, number: int, name: str) -> tuple[int, int]:
+    """Move what is live out of a pack and remove it; return (freed bytes, copied bytes)."""
+    connection = store.database.connection
+    copied = 0
+    for batch in _batches(gc_queries.outgoing(connection, number, live=True)):
+        places = [(chunk.digest, Location._make(chunk.location)) for chunk in batch]
+        moved = store.chunks.copy(places)
+        copied += sum(place.stored_length for place in moved)
+        store.chunks.sync()
+        entries = [(c.digest, to.pack, to.offset) for c, to in zip(batch, moved, strict=True)]
+        _change(store, gc_queries.move_chunks, number, entries)
+    for batch in _batches(gc_queries.outgoing(connection, number, live=False)):
+        digests = [chunk.digest for chunk in batch]
+        _change(store, gc_queries.drop_chunks, number, digests)
+    size = store.objects.size(pack_key(name))
+    _change(store, gc_queries.drop_pack, number)
+    # On the disk first: rows that name a pack which is gone would be lost files.
+    store.sync()
+    store.objects.delete(pack_key(name))
+    return size - copied, copied
+
+
+def _batches(chunks: Iterator[Outgoing]) -> Iterator[list[Outgoing]]:
+    batch: list[Outgoing] = []
+    size = 0
+    for chunk in list(chunks):
+        batch.append(chunk)
+        size += chunk.location[2]
+        if size >= _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _change(
+    store: Store,
+    action: Callable[Concatenate[Connection, P], None],
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> None:
+    store.upkeep(store.database.in_transaction, lambda c: action(c, *args, **kwargs))

@@ -1,0 +1,102 @@
+"""Pruning and gc beside programs that use the mount."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CTL, Mount
+
+POLICY = "retention:\n  keep_all: 1s\n  classes:\n  - {names: [node_modules], keep: 1s}\n"
+
+
+def refusal(mount: Mount, *arguments: str) -> str:
+    done = subprocess.run(
+        [*CTL, *arguments], cwd=mount.path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode != 0
+    return done.stderr
+
+
+def packs_bytes(mount: Mount) -> int:
+    return sum(path.stat().st_size for path in (mount.store / "packs").iterdir())
+
+
+@pytest.fixture
+def pruned(mount: Mount) -> Mount:
+    """Return a mount whose store keeps nothing older than a second."""
+    (mount.store / "store.yaml").write_text(POLICY)
+    mount.remount()
+    return mount
+
+
+def test_space_comes_back_while_files_are_written_and_read(pruned: Mount) -> None:
+    """Live content stays right under the feet of its readers and writers."""
+    mount = pruned
+    kept = {f"kept{i}": os.urandom(1_000_000) for i in range(10)}
+    for name, content in kept.items():
+        (mount.path / name).write_bytes(content)
+    for i in range(30):
+        (mount.path / "big").write_bytes(os.urandom(5_000_000) + b"%d" % i)
+    (mount.path / "node_modules").mkdir()
+    (mount.path / "node_modules/x").write_bytes(os.urandom(1_000_000))
+    (mount.path / "node_modules/x").unlink()
+    mount.remount()  # packs are sealed
+    before = packs_bytes(mount)
+    stop = threading.Event()
+    wrong: list[str] = []
+
+    def work() -> None:
+        count = 0
+        while not stop.is_set():
+            for name, content in kept.items():
+                if (mount.path / name).read_bytes() != content:
+                    wrong.append(name)
+            target = mount.path / f"new{count % 5}"
+            content = kept[f"kept{count % 10}"][: 500_000 + count] + os.urandom(1000)
+            target.write_bytes(content)
+            if target.read_bytes() != content:
+                wrong.append(target.name)
+            count += 1
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        foreseen = mount.json("prune", "--dry-run")[0]
+        done = mount.json("prune")[0]
+    finally:
+        stop.set()
+        worker.join()
+    assert wrong == []
+    assert foreseen["freed_bytes"] > 100_000_000
+    assert done["packs"] >= 2
+    assert done["rows"] > 0
+    assert packs_bytes(mount) < before - 80_000_000
+    mount.remount()
+    for name, content in kept.items():
+        assert (mount.path / name).read_bytes() == content
+
+
+def test_what_is_not_kept_is_refused_and_not_shown_half(pruned: Mount) -> None:
+    mount = pruned
+    (mount.path / "file").write_bytes(b"first")
+    old = mount.status()["head"]
+    (mount.path / "file").write_bytes(b"second")
+    (mount.path / ".nexus/snapshots/pinned").mkdir()
+    (mount.path / "file").write_bytes(b"third")
+    past = mount.path / f".nexus/history/op-{old}/file"
+    assert past.read_bytes() == b"first"
+    mount.sh("sleep 1.2; touch later")
+    mount.ctl("prune")
+    assert not Path(past.parent).exists()
+    assert (mount.path / ".nexus/history/pinned/file").read_bytes() == b"second"
+    assert f"op-{old}" in refusal(mount, "cat", f"file@op-{old}")
+    assert "too old" in refusal(mount, "undo", f"op-{old}")
+
+
+def test_without_a_policy_nothing_goes(mount: Mount) -> None:
+    assert "everything is kept" in refusal(mount, "prune")

@@ -1,0 +1,231 @@
+"""Pruning keeps what the policy keeps, whole; gc gives back the space of the rest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path as FilePath
+
+import pytest
+
+from nexus_engine import errors
+from nexus_engine.check.fsck import check
+from nexus_engine.config import ClassRule, Retention, Thinning
+from nexus_engine.history import snapshots
+from nexus_engine.history.moments import resolve_moment
+from nexus_engine.history.undo import plan_undo
+from nexus_engine.oplog.verify import verify_log
+from nexus_engine.retention import gc
+from nexus_engine.retention.policy import Kept, choose
+from nexus_engine.retention.prune import prune
+from nexus_engine.types import Seq
+from tests.unit.worlds import ALICE, SECOND, World
+
+MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86400 * SECOND
+DAY_THEN_HOURS = Retention(keep_all="1d", thin=[Thinning("1h", "3d"), Thinning("1d", "30d")])
+
+
+@pytest.fixture
+async def world(tmp_path: FilePath) -> AsyncIterator[World]:
+    world = World(tmp_path / "store")
+    yield world
+    world.store.chunks.close()
+    world.database.close()
+
+
+def test_what_is_kept_thins_out_with_age() -> None:
+    """One operation a minute for forty days."""
+    minutes = 40 * 24 * 60
+    now_ns = minutes * MINUTE
+
+    def seq_at(time_ns: int) -> Seq | None:
+        return Seq(time_ns // MINUTE) if time_ns >= MINUTE else None
+
+    kept = choose(DAY_THEN_HOURS, Kept(Seq(0), []), [Seq(77)], seq_at, now_ns)
+    assert kept.pruned_to == minutes - 24 * 60
+    assert kept.moments[0] == 77
+    ages_h = [(minutes - seq) / 60 for seq in kept.moments[1:]]
+    assert max(ages_h) <= 30 * 24
+    assert len([age for age in ages_h if age <= 72]) in (47, 48)
+    assert len([age for age in ages_h if age > 72]) in (26, 27)
+    again = choose(DAY_THEN_HOURS, kept, [Seq(77)], seq_at, now_ns)
+    assert again == kept
+
+
+def test_what_is_gone_does_not_come_back() -> None:
+    def seq_at(time_ns: int) -> Seq:
+        return Seq(time_ns // MINUTE)
+
+    before = Kept(Seq(1000), [Seq(10), Seq(500)])
+    kept = choose(DAY_THEN_HOURS, before, [], seq_at, 2000 * MINUTE)
+    assert kept.pruned_to == 1000
+    assert set(kept.moments) <= {10, 500}
+
+
+async def grow(world: World) -> dict[Seq, dict[bytes, tuple[object, ...]]]:
+    """Work for ten days; return the tree after every operation."""
+    trees = {}
+    await world.mkdir("dir")
+    for day in range(10):
+        for hour in range(0, 24, 3):
+            content = os.urandom(3000) + b"%d %d" % (day, hour)
+            await world.write("dir/file", content)
+            await world.write(f"dir/day{day}", content[:2000])
+            await world.chmod(f"dir/day{day}", 0o600 + hour % 8)
+            if hour == 12:
+                await world.setxattr("dir/file", b"user.x", b"%d" % day)
+                await world.mkdir(f"dir/sub{day}")
+                await world.rename(f"dir/day{day}", f"dir/sub{day}/moved")
+            if hour == 21 and day % 3 == 1:
+                await world.remove(f"dir/sub{day - 1}")
+            trees[world.head] = world.tree("", world.head)
+            world.clock.now_ns += 3 * HOUR
+    return trees
+
+
+async def test_kept_moments_are_whole_and_the_others_are_not_shown(world: World) -> None:
+    trees = await grow(world)
+    snapshots.create(world.store, "pinned", ALICE)
+    pinned = world.head - 1
+    dropped = prune(world.store, DAY_THEN_HOURS, ALICE)
+    assert dropped > 100
+    whole = expired = 0
+    for seq, tree in trees.items():
+        try:
+            resolve_moment(world.database, f"op-{seq}", world.clock.now_ns)
+        except errors.HistoryExpired:
+            expired += 1
+            continue
+        whole += 1
+        assert world.tree("", seq) == tree
+    assert whole >= 10
+    assert expired >= 10
+    assert world.tree("", Seq(pinned)) == trees[Seq(pinned)]
+    assert check(world.store, deep=True) == []
+    assert verify_log(world.database).holds
+    assert prune(world.store, DAY_THEN_HOURS, ALICE) < dropped / 5
+
+
+async def test_a_time_means_the_last_kept_moment_before_it(world: World) -> None:
+    trees = await grow(world)
+    prune(world.store, DAY_THEN_HOURS, ALICE)
+    for age in ("30h", "55h", "4d", "7d"):
+        seq = resolve_moment(world.database, age, world.clock.now_ns)
+        assert world.tree("", seq) == trees[max(s for s in trees if s <= seq)]
+
+
+async def test_snapshots_pin_what_they_hold(world: World) -> None:
+    await world.write("file", b"pinned content")
+    snapshots.create(world.store, "kept", ALICE)
+    tree = world.tree("", Seq(world.head - 1))
+    await world.write("file", b"later")
+    await world.remove("file")
+    world.clock.now_ns += 100 * DAY
+    await world.write("other", b"now")
+    prune(world.store, DAY_THEN_HOURS, ALICE)
+    assert world.tree("", resolve_moment(world.database, "kept", world.clock.now_ns)) == tree
+
+
+async def test_the_past_of_a_class_goes_sooner(world: World) -> None:
+    policy = Retention(
+        keep_all="30d", classes=[ClassRule("1h", names=["node_modules"], paths=["/tmp"])]
+    )
+    for directory in ("app", "app/node_modules", "tmp"):
+        await world.mkdir(directory)
+        await world.write(f"{directory}/file", b"old")
+        await world.write(f"{directory}/file", b"new")
+        await world.write(f"{directory}/gone", b"gone")
+        await world.remove(f"{directory}/gone")
+    then = world.head
+    world.clock.now_ns += DAY
+    await world.write("app/file", b"newest")
+    prune(world.store, policy, ALICE)
+    assert world.read("app/file", then) == b"new"
+    assert world.exists("app/node_modules/file")
+    assert world.inode("app/node_modules", then).is_dir
+    for path in ("app/node_modules/gone", "tmp/gone"):
+        with pytest.raises(errors.HistoryExpired):
+            world.inode(path, Seq(then - 1))
+    inside = world.database.connection.one(
+        "SELECT count(*) FROM dentry_past WHERE CAST(name AS TEXT) = 'gone'"
+    )
+    assert inside == (1,)  # app's own
+    assert check(world.store, deep=True) == []
+    with pytest.raises(errors.HistoryExpired):
+        plan_undo(world.store, [Seq(then)], actor=ALICE)
+
+
+async def test_what_is_too_old_cannot_be_undone(world: World) -> None:
+    await world.write("file", b"1")
+    old = world.head
+    world.clock.now_ns += 40 * DAY
+    await world.write("file", b"2")
+    new = world.head
+    prune(world.store, DAY_THEN_HOURS, ALICE)
+    with pytest.raises(errors.HistoryExpired):
+        plan_undo(world.store, [old], actor=ALICE)
+    assert plan_undo(world.store, [new], actor=ALICE).items
+
+
+async def test_gc_moves_what_is_live_and_removes_the_rest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexus_engine.cas.writer.PACK_SIZE", 200_000)
+    kept = os.urandom(5000)
+    await world.write("kept", kept)
+    for number in range(100):
+        await world.write("changing", os.urandom(20_000) + b"%d" % number)
+    last = world.read("changing")
+    await world.engine._upkeep()
+    before = stored(world)
+    assert gc.collect(world.store).packs == 0  # all of it is history
+    world.clock.now_ns += 40 * DAY
+    await world.write("other", b"now")
+    prune(world.store, Retention(keep_all="1d"), ALICE)
+    collected = gc.collect(world.store)
+    assert collected.packs >= 8
+    assert stored(world) < before / 5
+    assert world.read("kept") == kept
+    assert world.read("changing") == last
+    assert check(world.store, deep=True) == []
+
+
+async def test_gc_leaves_what_an_open_file_relies_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Content that equals what is being dropped is stored again, not dropped with it."""
+    monkeypatch.setattr("nexus_engine.cas.writer.PACK_SIZE", 100_000)
+    same = os.urandom(150_000)
+    await world.write("old", same)
+    await world.write("filler", os.urandom(150_000))
+    await world.remove("old")
+    world.clock.now_ns += 40 * DAY
+    await world.engine._upkeep()
+    handle, _ = await world.engine.create(*world.place("new"), 0o644, ALICE)
+    await world.engine.write(handle, 0, same)
+    await world.engine.flush(handle)  # its chunks are those of the dead file
+    prune(world.store, Retention(keep_all="1d"), ALICE)
+    peer = type(world.store).open(world.path, clock=world.clock)
+    import threading
+
+    results: list[gc.Collected] = []
+
+    def run() -> None:
+        peer = type(world.store).open(world.path, clock=world.clock)
+        results.append(gc.collect(peer))
+        peer.close()
+
+    peer.close()
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive():
+        await world.engine._upkeep()
+    thread.join()
+    assert results[0].packs >= 1
+    await world.engine.release(handle)
+    assert world.read("new") == same
+    assert check(world.store, deep=True) == []
+
+
+def stored(world: World) -> int:
+    return sum(path.stat().st_size for path in (world.path / "packs").iterdir())
