@@ -264,6 +264,10 @@ WHERE CAST(x.name AS TEXT) LIKE 'user.nexus.tag.%';
 """
 
 _V2 = """
+-- The oldest name of an inode is the one that records call it by, also among 65,000.
+DROP INDEX dentry_ino;
+CREATE INDEX dentry_ino ON dentry (ino, from_seq);
+
 -- Retention. Every moment from `store.pruned_to` on is whole. Of those before, these are; of the
 -- others, rows are gone.
 CREATE TABLE kept (

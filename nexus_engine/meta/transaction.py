@@ -248,8 +248,10 @@ class Transaction(Reader):
 
     def any_path_of(self, ino: Ino) -> Path:
         """Return a path of the inode, b"" where it has none (unlinked, still open)."""
-        dentries = self.dentries_of(ino)
-        return self.path_of(dentries[0].parent, dentries[0].name) if dentries else Path(b"")
+        row = self._one(
+            "SELECT parent, name FROM dentry WHERE ino = ? ORDER BY from_seq LIMIT 1", (ino,)
+        )
+        return self.path_of(*row) if row is not None else Path(b"")
 
     def forget_paths(self) -> None:
         """A directory moved: what was known of paths below it is wrong."""
