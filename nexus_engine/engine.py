@@ -487,6 +487,8 @@ class Engine:
         """Answer gc, which wants to know that nobody begins to rely on a pack that goes."""
         connection = self.store.database.connection
         packs = gc_queries.unseen_packs(connection, self.store.owner)
+        if self.store.chunks.finish({name for _, name in packs}):
+            return  # first these must be sealed; the next round sees to that
         if packs:
             await self.content.leave_packs([name for _, name in packs])
             numbers = [number for number, _ in packs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,6 +90,14 @@ class OwnPacks:
         for writer in self._unsealed():
             if writer.full:
                 self._seal(writer)
+
+    def finish(self, packs: Container[str]) -> bool:
+        """Append no more to these packs; tell whether any is here, and not forgotten yet."""
+        with self._append_lock:
+            for writer in self._unsealed():
+                if writer.pack in packs:
+                    writer.finished = True
+        return any(info.pack in packs for info in self.written())
 
     def close(self) -> None:
         """Seal everything; appends fail from here on. May be repeated after a failure."""

@@ -276,6 +276,14 @@ class ChunkStore:
         """
         self._packs.seal_full()
 
+    def finish(self, packs: Container[str]) -> bool:
+        """Append no more to these; ``seal_full`` takes them next.
+
+        Returns:
+            Whether any of them is this process's, and not sealed yet.
+        """
+        return self._packs.finish(packs)
+
     def packs_written(self) -> list[PackInfo]:
         """Return this process's packs, so that the engine can record lengths and seals."""
         return self._packs.written()

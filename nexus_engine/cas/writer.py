@@ -47,6 +47,8 @@ class PackWriter:
         """Bytes that hold whole records."""
         self.synced_length = 0
         """Bytes known to be durable."""
+        self.finished = False
+        """It gets no further records, though it has room."""
         self._sync_lock = threading.Lock()
         self._torn = False
         self._unsure = False
@@ -63,7 +65,7 @@ class PackWriter:
 
     @property
     def full(self) -> bool:
-        return self.length >= PACK_SIZE
+        return self.finished or self.length >= PACK_SIZE
 
     @property
     def empty(self) -> bool:

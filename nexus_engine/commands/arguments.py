@@ -52,6 +52,13 @@ class LogArguments(Arguments, frozen=True):
     limit: Page = 50
 
 
+class PurgeArguments(Arguments, frozen=True):
+    """What to destroy: a path, or the SHA-256 of a chunk in hex."""
+
+    path: str | None = None
+    digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] | None = None
+
+
 class PruneArguments(Arguments, frozen=True):
     dry_run: bool = False
 

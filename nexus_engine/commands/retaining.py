@@ -6,11 +6,19 @@ from functools import partial
 
 from nexus_engine import errors
 from nexus_engine.commands import Reply, Work
-from nexus_engine.commands.arguments import NoArguments, PruneArguments
+from nexus_engine.commands.arguments import (
+    NoArguments,
+    PruneArguments,
+    PurgeArguments,
+    to_path,
+    to_text,
+)
 from nexus_engine.commands.walking import require_keeper
 from nexus_engine.config import CONFIG_NAME, Retention
 from nexus_engine.retention import gc
 from nexus_engine.retention import prune as pruning
+from nexus_engine.retention import purge as purging
+from nexus_engine.types import Digest
 
 
 def prune(work: Work, args: PruneArguments) -> Reply:
@@ -37,6 +45,20 @@ def _foresee(work: Work, policy: Retention) -> Reply:
         "rows": rows,
         "freed_bytes": freed,
     }
+
+
+def purge(work: Work, args: PurgeArguments) -> Reply:
+    """Destroy content everywhere: in the tree, in all of history, in packs."""
+    require_keeper(work.store, work.actor)
+    progress = partial(work.progress, "Rewriting packs")
+    if (args.path is None) == (args.digest is None):
+        raise errors.InvalidArgument("purge a path or a digest")
+    if args.path is not None:
+        done = purging.purge_path(work.store, to_path(args.path), work.actor, progress)
+    else:
+        digest = Digest(bytes.fromhex(args.digest or ""))
+        done = purging.purge_digest(work.store, digest, work.actor, progress)
+    return done._asdict() | {"shared": [to_text(path) for path in done.shared]}
 
 
 def collect(work: Work, args: NoArguments) -> Reply:

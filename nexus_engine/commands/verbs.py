@@ -48,6 +48,7 @@ VERBS = {
     "verify-log": Entry(arguments.NoArguments, checking.verify_log),
     "fsck": Entry(arguments.FsckArguments, checking.fsck),
     "prune": Entry(arguments.PruneArguments, retaining.prune, changes=True),
+    "purge": Entry(arguments.PurgeArguments, retaining.purge, changes=True),
     "gc": Entry(arguments.NoArguments, retaining.collect, changes=True),
 }
 

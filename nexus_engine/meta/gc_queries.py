@@ -77,6 +77,18 @@ def retiring_packs(connection: Connection) -> list[tuple[int, str]]:
     return connection.all("SELECT id, name FROM pack WHERE retiring")
 
 
+def packs_holding(connection: Connection, digests: Iterable[Digest]) -> list[int]:
+    """Return the packs that hold any of these chunks."""
+    packs = (connection.one("SELECT pack FROM chunk WHERE digest = ?", (d,)) for d in digests)
+    return sorted({row[0] for row in packs if row is not None})
+
+
+def writers_of_retiring(connection: Connection) -> list[str]:
+    """Return the owners of packs that go and may still be appended to."""
+    rows = connection.all("SELECT owner FROM pack WHERE retiring AND owner IS NOT NULL")
+    return [row[0] for row in rows]
+
+
 def unseen_packs(connection: Connection, owner: str) -> list[tuple[int, str]]:
     """Return (number, name) of packs that go, and of which an owner has not said that it knows."""
     return connection.all(

@@ -54,7 +54,7 @@ class Tail:
             stale = stale._replace(upto=seq)
             if seq in own:
                 own.discard(seq)
-            elif kind in ("undo", "restore", "recover"):
+            elif kind in ("undo", "restore", "recover", "purge"):
                 self._add_touched(stale, seq)
             else:
                 stale.inodes.add(ino)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Concatenate, NamedTuple, ParamSpec
 
 from nexus_engine import errors
@@ -29,6 +29,7 @@ from nexus_engine.meta.gc_queries import Outgoing, PackUse
 from nexus_engine.owners import owners
 from nexus_engine.recovery import recover
 from nexus_engine.store import Store
+from nexus_engine.types import Digest
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +62,17 @@ def estimate(store: Store) -> tuple[int, int]:
 
 
 def collect(
-    store: Store, *, dead_share: float = DEAD_SHARE, progress: Progress | None = None
+    store: Store,
+    *,
+    dead_share: float = DEAD_SHARE,
+    holding: Sequence[Digest] = (),
+    progress: Progress | None = None,
 ) -> Collected:
     """Remove packs of which at least a share is dead. Takes long; blocks.
 
     Args:
         store: Opened for this alone: another process has the files.
+        holding: Packs that hold these go in any case, also those that are being written.
 
     Raises:
         StoreBusy: A process does not answer; nothing is lost, a later run goes on.
@@ -74,6 +80,7 @@ def collect(
     """
     recover(store)
     worth = [pack.number for pack in _use(store) if _dead_share(store, pack) >= dead_share]
+    worth += gc_queries.packs_holding(store.database.connection, holding)
     _change(store, gc_queries.retire, worth)
     retiring = gc_queries.retiring_packs(store.database.connection)
     if not retiring:
@@ -115,6 +122,7 @@ def _await_all(store: Store, numbers: list[int]) -> None:
     deadline_s = time.monotonic() + WAIT_S
     while True:
         waiting = [o for o in owners(store.peers) if gc_queries.unseen_packs(connection, o)]
+        waiting += gc_queries.writers_of_retiring(connection)
         if not waiting:
             return
         if time.monotonic() > deadline_s:

@@ -344,6 +344,14 @@ def _prune(reply: Reply) -> Iterator[Block]:
     yield from _gc(reply)
 
 
+def _purge(reply: Reply) -> Iterator[Block]:
+    yield Line(
+        f"Destroyed {_count(reply['chunks'], 'chunk')} of {_count(reply['files'], 'file')}.", "bold"
+    )
+    for path in reply["shared"]:
+        yield Line(f"/{path} holds some of the same content, which stays there.")
+
+
 def _gc(reply: Reply) -> Iterator[Block]:
     yield Line(
         f"Gave back {size(reply['freed_bytes'])} in {_count(reply['packs'], 'pack')};"
@@ -370,4 +378,5 @@ _BLOCKS: dict[str, Callable[[Reply], Iterator[Block]]] = {
     "fsck": _fsck,
     "prune": _prune,
     "gc": _gc,
+    "purge": _purge,
 }

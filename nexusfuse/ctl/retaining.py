@@ -1,12 +1,16 @@
-"""prune and gc."""
+"""prune, purge and gc."""
 
 from __future__ import annotations
+
+import re
 
 import click
 
 from nexus_engine.commands import Request
-from nexusfuse.ctl.options import common_options
+from nexusfuse.ctl.options import PATH, common_options
 from nexusfuse.ctl.place import Place
+
+_DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 
 @click.command()
@@ -26,4 +30,24 @@ def gc(place: Place) -> None:
     place.submit(Request("gc", {}))
 
 
-COMMANDS = [prune, gc]
+@click.command()
+@click.argument("what", type=PATH, metavar="PATH|DIGEST")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common_options
+@click.pass_obj
+def purge(place: Place, what: str, *, yes: bool) -> None:
+    """Destroy what a file ever held, or a chunk (SHA-256): now, in history and on the disk.
+
+    This cannot be undone.
+    """
+    if not yes:
+        if not place.interactive:
+            raise click.UsageError("this cannot be undone; say --yes")
+        click.confirm(f"Destroy all content of {what}, in the past as well?", abort=True)
+    if _DIGEST.fullmatch(what):
+        place.submit(Request("purge", {"digest": what.lower()}))
+    else:
+        place.submit(Request("purge", {"path": place.path(what)}))
+
+
+COMMANDS = [prune, purge, gc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import threading
@@ -100,3 +101,41 @@ def test_what_is_not_kept_is_refused_and_not_shown_half(pruned: Mount) -> None:
 
 def test_without_a_policy_nothing_goes(mount: Mount) -> None:
     assert "everything is kept" in refusal(mount, "prune")
+
+
+def raw_bytes(mount: Mount) -> bytes:
+    return b"".join(path.read_bytes() for path in mount.store.rglob("*") if path.is_file())
+
+
+def test_purged_content_is_nowhere(mount: Mount) -> None:
+    """Not in the tree, not in the past, not in a snapshot, not on the disk."""
+    secret, other = os.urandom(100_000), os.urandom(100_000)
+    file = mount.path / "secret"
+    file.write_bytes(secret)
+    (mount.path / "other").write_bytes(other)
+    (mount.path / ".nexus/snapshots/before").mkdir()
+    file.write_bytes(secret[:50_000] + b"more")
+    mount.sh("mv secret renamed; mv renamed secret")
+    assert secret[1000:2000] in raw_bytes(mount)
+    mount.ctl("purge", "--yes", "secret")
+    assert secret[1000:2000] not in raw_bytes(mount)
+    assert file.read_bytes() == b""
+    assert (mount.path / ".nexus/history/before/secret").read_bytes() == b""
+    assert (mount.path / ".nexus/history/before/other").read_bytes() == other
+    assert (mount.path / "other").read_bytes() == other
+    record = mount.json("log", "--kind", "purge")[0]
+    assert record["path"] == "secret"
+    mount.ctl("undo", "--last", "1", check=False)
+    assert file.read_bytes() == b""
+
+
+def test_a_purged_chunk_is_zeros_wherever_it_was(mount: Mount) -> None:
+    content = os.urandom(10_000)
+    for name in ("a", "b"):
+        (mount.path / name).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    assert "/b holds" in mount.ctl("purge", "--yes", "a")
+    assert (mount.path / "b").read_bytes() == content
+    mount.ctl("purge", "--yes", digest)
+    assert (mount.path / "b").read_bytes() == bytes(10_000)
+    assert content[:100] not in raw_bytes(mount)
