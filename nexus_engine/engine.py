@@ -26,6 +26,7 @@ from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.fs.content import Content, read_extents
 from nexus_engine.fs.files import Handle
 from nexus_engine.history.moments import require_whole
+from nexus_engine.history.versions import require_still_there
 from nexus_engine.meta import gc_queries
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import AsOfReader, Listed, View
@@ -381,13 +382,13 @@ class Engine:
     def as_of(self, seq: Seq) -> AsOfReader:
         return self.store.database.as_of(seq)
 
-    def whole_as_of(self, seq: Seq) -> AsOfReader:
-        """Return the tree at a moment.
+    def require_whole(self, seq: Seq) -> None:
+        """Refuse what was read of a moment that retention is letting go of: it may be half.
 
         Raises:
             HistoryExpired: It is not kept any more.
         """
-        return self.as_of(require_whole(self.store.database, seq, f"op-{seq}"))
+        require_whole(self.store.database, seq, f"op-{seq}")
 
     async def read_at(self, view: View, inode: Inode, offset: int, length: int) -> bytes:
         """Return the bytes of a range of a file in a view of the past."""
@@ -395,6 +396,7 @@ class Engine:
         if length <= 0:
             return b""
         extents = view.extents(inode.ino, offset, length)
+        require_still_there(view, inode)
         return await read_extents(self.store, extents, offset, length)
 
     async def settle(self) -> Seq:

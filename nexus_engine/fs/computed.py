@@ -61,7 +61,10 @@ async def past(store: Store, view: View, inode: Inode, name: bytes) -> bytes:
 
     async def read(offset: int, length: int) -> bytes:
         length = min(length, inode.size - offset)
-        return await read_extents(store, view.extents(inode.ino, offset, length), offset, length)
+        extents = view.extents(inode.ino, offset, length)
+        if view.find_inode(inode.ino) is None:
+            raise errors.HistoryExpired("this version is not kept any more")
+        return await read_extents(store, extents, offset, length)
 
     known = store.reader.find_content_hash(inode.ino, inode.content_seq)
     if known is not None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from nexus_engine import errors
 from nexus_engine.fs.namespace import check_name, drop_link
+from nexus_engine.meta import retention_queries
 from nexus_engine.meta.reader import AsOfReader, Listed, View, resolve
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
@@ -100,6 +101,8 @@ def restore_path(
     """Rule: see ``restore``."""
     if not 1 <= seq <= tx.head_seq:
         raise errors.InvalidMoment(f"there is no op-{seq}; the last one is op-{tx.head_seq}")
+    if retention_queries.nearest_kept(tx.connection, seq) != seq:
+        raise errors.HistoryExpired(f"op-{seq} is not kept any more")
     then = tx.as_of(seq)
     source = resolve(then, path)
     if source is None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from nexus_engine import errors
 from nexus_engine.meta import history_queries
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import View
@@ -62,13 +63,16 @@ def read_content(store: Store, view: View, inode: Inode, offset: int, length: in
 
     Raises:
         CorruptChunk, MissingChunk, StoreInaccessible, ObjectStoreFailed.
+        HistoryExpired: Retention has let go of it meanwhile.
     """
     length = min(length, inode.size - offset)
     if length <= 0:
         return b""
     end = offset + length
     content = bytearray(length)
-    for extent in view.extents(inode.ino, offset, length):
+    extents = view.extents(inode.ino, offset, length)
+    require_still_there(view, inode)
+    for extent in extents:
         start, stop = max(offset, extent.start), min(end, extent.end)
         at = extent.chunk_offset + start - extent.start
         data = store.chunks.read(extent.digest, at, stop - start)
@@ -84,3 +88,15 @@ def _find_digest(database: Database, ino: Ino, seq: Seq, size: int) -> Digest | 
     if len(extents) != 1 or extents[0].chunk_offset or extents[0].length != size:
         return None
     return history_queries.whole_chunk_digest(database.connection, extents[0].digest, size)
+
+
+def require_still_there(view: View, inode: Inode) -> None:
+    """Refuse extents that were read of a version while retention was letting go of it.
+
+    An inode's row goes with its extents, so what is there afterwards was there all the time.
+
+    Raises:
+        HistoryExpired: They may be half of what it held.
+    """
+    if view.find_inode(inode.ino) is None:
+        raise errors.HistoryExpired("this version is not kept any more")

@@ -104,6 +104,11 @@ def drop_rows(
     return dropped
 
 
+def drop_rows_of(connection: Connection, inos: Iterable[Ino], horizon: Horizon) -> int:
+    """Drop what may go of some inodes; likewise."""
+    return sum(drop_rows(connection, ino, ino, horizon) for ino in inos)
+
+
 def count_rows(connection: Connection, horizon: Horizon) -> dict[str, int]:
     """Return how many rows of each table would go."""
     arguments = (0, last_ino(connection), horizon.pruned_to, int(horizon.only_pinned), TAG_KEEP)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from nexus_engine import errors
 from nexus_engine.config import ClassRule, Retention, seconds
 from nexus_engine.meta import log_queries, retention_queries
 from nexus_engine.meta.connection import Connection
@@ -25,12 +26,15 @@ Progress = Callable[[int, int], None]
 
 _INODES = 2000
 """A transaction drops the rows of so many inodes: other writers wait no longer than that."""
+_MEMBERS = 200
+"""Likewise of so many members of a class, one by one."""
 _SECOND_NS = 10**9
 
 
 class Plan(NamedTuple):
     """What a pruning keeps."""
 
+    before: Kept
     kept: Kept
     pinned: frozenset[Seq]
     classes: list[tuple[Ino, Seq]]
@@ -46,10 +50,7 @@ def plan(store: Store, policy: Retention) -> Plan:
     connection = store.database.connection
     now_ns = store.clock.time_ns()
     pinned = retention_queries.pinned_moments(connection)
-    before = Kept(
-        retention_queries.pruned_to(connection),
-        retention_queries.kept_moments(connection),
-    )
+    before = _kept_now(connection)
 
     def seq_at(time_ns: int) -> Seq | None:
         return log_queries.find_seq_at(connection, time_ns)
@@ -61,7 +62,12 @@ def plan(store: Store, policy: Retention) -> Plan:
         if until is not None
         for ino in _class_roots(store, rule)
     ]
-    return Plan(choose(policy, before, pinned, seq_at, now_ns), frozenset(pinned), classes)
+    kept = choose(policy, before, pinned, seq_at, now_ns)
+    return Plan(before, kept, frozenset(pinned), classes)
+
+
+def _kept_now(connection: Connection) -> Kept:
+    return Kept(retention_queries.pruned_to(connection), retention_queries.kept_moments(connection))
 
 
 def _class_roots(store: Store, rule: ClassRule) -> Iterator[Ino]:
@@ -86,6 +92,8 @@ def prune(store: Store, policy: Retention, actor: Actor, progress: Progress | No
 
 def _announce(tx: Transaction, planned: Plan) -> None:
     connection = tx.connection
+    if _kept_now(connection) != planned.before:
+        raise errors.StoreBusy("another process is pruning")
     kept = planned.kept
     # A snapshot made meanwhile pins its moment: it was whole when it was named.
     pinned = planned.pinned.union(retention_queries.pinned_moments(connection))
@@ -137,8 +145,10 @@ def _drop_class(store: Store, root: Ino, horizon: Horizon) -> int:
     dropped = _in_transaction(
         store, retention_queries.drop_rows, root, root, horizon, inside_only=True
     )
-    for ino in retention_queries.inodes_below(store.database.connection, root):
-        dropped += _in_transaction(store, retention_queries.drop_rows, ino, ino, horizon)
+    below = sorted(retention_queries.inodes_below(store.database.connection, root))
+    for at in range(0, len(below), _MEMBERS):
+        members = below[at : at + _MEMBERS]
+        dropped += _in_transaction(store, retention_queries.drop_rows_of, members, horizon)
     return dropped
 
 

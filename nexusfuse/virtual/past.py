@@ -41,7 +41,7 @@ class PastNode(BaseNode):
         self._seq = seq
         self._ino = ino
         self._shared = shared
-        self._view: AsOfReader = engine.whole_as_of(seq)
+        self._view: AsOfReader = engine.as_of(seq)
 
     def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
         """Return attributes that the kernel may keep; where others may enter, ask each time."""
@@ -56,6 +56,7 @@ class PastNode(BaseNode):
     async def lookup(self, name: Name, actor: Actor) -> pyfuse3.EntryAttributes | None:
         self._require_allowed_now(self._ino, SEARCH, actor)
         child = self._view.find_child(self._ino, name)
+        self._engine.require_whole(self._seq)
         return negative_entry() if child is None else self._entry(child)
 
     async def open(self, flags: int, actor: Actor) -> tuple[OpenFile, pyfuse3.FileInfo]:
@@ -91,6 +92,7 @@ class PastNode(BaseNode):
 
     def listed(self, after: int) -> list[Entry]:
         listed = self._view.list_children(self._ino, after, _BATCH)
+        self._engine.require_whole(self._seq)
         return [Entry(cookie, name, self._entry(inode)) for cookie, name, inode in listed]
 
     def dots(self) -> list[Entry]:
