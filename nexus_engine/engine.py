@@ -275,9 +275,11 @@ class Engine:
             groups: Returns further groups of the actor.
         """
         inode = self.reader.get_inode(ino)
-        if flags & (os.O_ACCMODE | os.O_TRUNC) and inode.mode & (stat.S_ISUID | stat.S_ISGID):
+        mode = inode.mode
+        if flags & (os.O_ACCMODE | os.O_TRUNC) and mode & (stat.S_ISUID | stat.S_ISGID):
             inode = await self._drop_set_ids(inode, flags, actor, groups)
         handle = self.content.open(inode, actor, silent=bool(flags & os.O_NOATIME))
+        handle.took_set_ids = inode.mode != mode
         if flags & os.O_TRUNC:
             try:
                 await self.content.truncate(handle.file, 0, actor)

@@ -9,6 +9,7 @@ import trio
 
 from nexus_engine.engine import Engine
 from nexus_engine.oplog.tail import Stale
+from nexus_engine.types import Ino
 
 
 class Invalidator:
@@ -28,6 +29,11 @@ class Invalidator:
                 await trio.to_thread.run_sync(_tell_kernel, stale)
 
 
+async def forget_attributes(ino: Ino) -> None:
+    """Have the kernel ask for an inode's attributes again; from a task of its own."""
+    await trio.to_thread.run_sync(_forget_inode, ino, True)
+
+
 def _tell_kernel(stale: Stale) -> None:
     for parent, name in stale.entries:
         try:
@@ -35,10 +41,14 @@ def _tell_kernel(stale: Stale) -> None:
         except OSError as error:
             _require_unknown(error)
     for ino in stale.inodes:
-        try:
-            pyfuse3.invalidate_inode(ino)
-        except OSError as error:
-            _require_unknown(error)
+        _forget_inode(ino, attr_only=False)
+
+
+def _forget_inode(ino: Ino, attr_only: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
+    try:
+        pyfuse3.invalidate_inode(ino, attr_only)
+    except OSError as error:
+        _require_unknown(error)
 
 
 def _require_unknown(error: OSError) -> None:

@@ -23,6 +23,7 @@ from nexusfuse.actors import ActorResolver, groups_of
 from nexusfuse.attributes import from_entry, negative_entry, read_only, to_entry
 from nexusfuse.errno_map import fuse_request
 from nexusfuse.handles import HandleTable
+from nexusfuse.invalidate import forget_attributes
 from nexusfuse.umask import mode_before_umask
 from nexusfuse.virtual.base import Entry, OpenDirectory, OpenFile, volatile
 from nexusfuse.virtual.numbers import NAMES, VIRTUAL, NodeKind, node_number
@@ -319,6 +320,8 @@ class Operations(pyfuse3.Operations):
         reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
         actor = _NOBODY if reads else self._actor(ctx)
         handle = await self._engine.open(Ino(ino), flags, actor, partial(groups_of, ctx.pid))
+        if handle.took_set_ids:
+            self.tree.start_soon(forget_attributes, Ino(ino))
         writes_only = flags & os.O_ACCMODE == os.O_WRONLY
         return pyfuse3.FileInfo(
             fh=self._files.add(LiveFile(self._engine, handle)),
