@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import sys
 from pathlib import Path
 
@@ -145,6 +146,10 @@ def _wait(daemon: int) -> None:
     if not poll.poll(_PATIENCE_MS):
         if sys.stderr.isatty():
             click.echo("nexus-ctl: waiting until everything is on the disk …", err=True)
+        # Where another mount namespace has a copy of the mount (a container that was started
+        # meanwhile), the kernel does not end the daemon. To one that is ending this is nothing.
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(daemon, signal.SIGTERM)
         poll.poll()
     os.close(daemon)
 
