@@ -116,8 +116,8 @@ async def _announce_ready(mountpoint: Path, ready: Callable[[], None]) -> None:
 
 async def _stop_on_signal() -> None:
     # What is restored when the receiver closes: nothing may interrupt what comes after serving.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, signal.SIG_IGN)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("%s: stopping", signal.Signals(number).name)
