@@ -55,7 +55,9 @@ def take_back_lost_content(store: Store, packs: Container[str], synced: Seq) -> 
 
 def _is_there(store: Store, packs: Container[str], digest: Digest) -> bool:
     location = store.reader.find_chunk(digest)
-    if location is not None and location[0] not in packs:
+    if location is None:
+        return True  # rows come with their chunks: that the index lacks one is no power loss
+    if location[0] not in packs:
         return True  # sealed, and synced before that; or of a process that lives
     try:
         store.chunks.read(digest, 0, 1)

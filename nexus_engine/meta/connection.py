@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,19 @@ from nexus_engine.meta import schema
 DATABASE_NAME = "meta.db"
 RESTART_WAIT_MS = 2000
 """How long a checkpoint waits for a gap between writers."""
+_COPY_PAGES = 1024
+"""Pages copied between two looks at how far a copy is."""
+
+_SHARED = (
+    "journal_mode = WAL",
+    # Commits reach the page cache; fsync(2) is answered by Database.sync. A checkpoint in the
+    # middle of a request would stall every other one for a disk sync.
+    "synchronous = NORMAL",
+    "wal_autocheckpoint = 0",
+    "mmap_size = 268435456",
+    "temp_store = MEMORY",
+)
+_ALONE = ("locking_mode = EXCLUSIVE", "journal_mode = MEMORY", "synchronous = OFF")
 
 _LEAVES: tuple[tuple[type[apsw.Error], type[errors.EngineError], str], ...] = (
     (apsw.BusyError, errors.StoreBusy, "another process is writing to the store; try again"),
@@ -39,7 +52,13 @@ def translate(error: apsw.Error) -> Exception:
 class Connection:
     """Thin wrapper: statements in, rows out, engine errors raised."""
 
-    def __init__(self, path: str, *, create: bool = False) -> None:
+    def __init__(self, path: str, *, create: bool = False, alone: bool = False) -> None:
+        """Open a database.
+
+        Args:
+            alone: Nobody else looks at the file, and it is thrown away should this process die: no
+                write-ahead log, no shared memory, so that any file system will do; no syncs.
+        """
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
         self.path = path
         try:
@@ -48,17 +67,8 @@ class Connection:
             # Reads and writes run inline in the event loop: never wait for another process's lock
             # here, the caller retries when it can.
             self._db.set_busy_timeout(0)
-            for pragma in (
-                "journal_mode = WAL",
-                # Commits reach the page cache; fsync(2) is answered by Database.sync. A checkpoint
-                # in the middle of a request would stall every other one for a disk sync.
-                "synchronous = NORMAL",
-                "wal_autocheckpoint = 0",
-                "cache_size = -32768",
-                "mmap_size = 268435456",
-                "temp_store = MEMORY",
-                "foreign_keys = OFF",
-            ):
+            pragmas = _ALONE if alone else _SHARED
+            for pragma in (*pragmas, "cache_size = -32768", "foreign_keys = OFF"):
                 self._db.execute(f"PRAGMA {pragma}")
         except apsw.Error as error:
             raise translate(error) from error
@@ -121,14 +131,45 @@ class Connection:
                 so most of it is copied before.
         """
         try:
-            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            if restart:
+            frames, copied = self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            # Where a reader keeps frames from being copied, it may stay for minutes: a backup or
+            # a check. Writers would wait for it in vain, again and again.
+            if restart and copied >= frames:
                 self._db.set_busy_timeout(RESTART_WAIT_MS)
                 self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except apsw.BusyError:
             return  # a reader or writer is in the way; the next round gets it
         except apsw.Error as error:
             raise translate(error) from error
+
+    def copy_to(self, target: Connection, progress: Callable[[int, int], None]) -> None:
+        """Copy the whole database, as of one moment, beside writers that go on.
+
+        One read transaction from the first page to the last: without it SQLite would begin again
+        whenever somebody else writes. It keeps nobody from writing, but the write-ahead log from
+        beginning anew, so that it grows meanwhile.
+
+        Args:
+            target: New and empty, opened ``alone``.
+            progress: Told how many pages are copied, of how many.
+
+        Source: https://sqlite.org/c3ref/backup_finish.html
+        """
+        try:
+            self._db.execute("BEGIN")
+            self._db.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            with target._db.backup("main", self._db, "main") as copying:
+                while not copying.done:
+                    copying.step(_COPY_PAGES)
+                    progress(copying.page_count - copying.remaining, copying.page_count)
+            # The first page says that there is a write-ahead log; the copy is one plain file.
+            target.execute("PRAGMA journal_mode = DELETE").fetchall()
+            target.execute("PRAGMA journal_mode = MEMORY").fetchall()
+        except apsw.Error as error:
+            raise translate(error) from error
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     def close(self) -> None:
         self._db.close(True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from nexus_engine.commands import Request
+from nexusfuse.ctl import backing_up
 from nexusfuse.ctl.options import PATH, common_options, shell_only
 from nexusfuse.ctl.place import CommandLine, Place
 
@@ -59,13 +60,16 @@ def verify_log(place: Place) -> None:
 
 @click.command()
 @click.option("--deep", is_flag=True, help="Read and verify every stored byte, too.")
+@click.option("--rebuild-index", is_flag=True, help="First find all chunks anew, in the packs.")
 @common_options
 @click.pass_obj
-def fsck(place: Place, *, deep: bool) -> None:
-    """Check that the store is consistent. Changes nothing.
+def fsck(place: Place, *, deep: bool, rebuild_index: bool) -> None:
+    """Check that the store is consistent. By itself changes nothing.
 
     Exit codes as fsck(8): 0 clean, 4 problems found, 8 the check could not run.
     """
+    if rebuild_index:
+        backing_up.rebuild_index(place.shell())
     place.submit(Request("fsck", {"deep": deep}))
 
 

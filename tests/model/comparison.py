@@ -7,6 +7,7 @@ sees it.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections import deque
 from collections.abc import Callable
@@ -37,6 +38,8 @@ PATH_LIMIT = 3_500
 
 ENTRIES_MAX = 150
 
+DONE_MAX = 60
+"""Operations to tell of when something differs."""
 OPERATIONS_MAX = 20
 """Operations to look back at."""
 EVERY_NTH = 3
@@ -71,6 +74,8 @@ class Saved:
     live: Tree
 
 
+log = logging.getLogger(__name__)
+
 names: Bundle[bytes] = Bundle("names")
 handles: Bundle[int] = Bundle("handles")
 moments: Bundle[Saved] = Bundle("moments")
@@ -89,6 +94,7 @@ class ComparingMachine(RuleBasedStateMachine):
             caller=features.caller,
             umask=features.umask,
             follow_symlinks=features.follows_symlinks,
+            knows_who_writes=features.knows_who_writes,
         )
         self.started_ns = self.driver.now_ns()
         self.fhs: dict[int, int] = {}
@@ -100,6 +106,7 @@ class ComparingMachine(RuleBasedStateMachine):
         self.operations: deque[tuple[str, ReferenceFs]] = deque(maxlen=OPERATIONS_MAX)
         self.touched: list[bytes] = []
         self.differed = False
+        self.done: deque[str] = deque(maxlen=DONE_MAX)
 
     # Inside: doing a thing to both
 
@@ -178,6 +185,7 @@ class ComparingMachine(RuleBasedStateMachine):
             return SKIPPED
         found = _outcome(getattr(self.driver, op), driver_args, named)
         what = f"{op}({', '.join(map(_shown, model_args))})"
+        self.done.append(f"{what} as {self.model.caller.uid}: {found}")
         if isinstance(expected.value, Stat) and isinstance(found.value, Stat):
             self._require_same_stat(what, expected.value, found.value)
         elif op in ("open", "open_again") and expected.code is None and found.code is None:
@@ -255,6 +263,11 @@ class ComparingMachine(RuleBasedStateMachine):
         for fh in self._writable() if writable_only else list(self.fhs):
             self._close(fh)
 
+    def _close_nameless(self) -> None:
+        """What is written to a file that has no name is in nobody's past, undone or not."""
+        for fh in [fh for fh in self.fhs if self.model.find_path_of(fh) is None]:
+            self._close(fh)
+
     def _writable(self) -> list[int]:
         # A read-only handle that truncated when it was opened counts too.
         return [fh for fh in self.fhs if self.model.opened(fh).writable or fh in self.written]
@@ -285,6 +298,7 @@ class ComparingMachine(RuleBasedStateMachine):
 
     def _compare_versions(self, path: bytes) -> None:
         """Every content that was seen under a name of a directory is one of its versions."""
+        self.driver.operation()  # close(2) does not wait for the record of what was written
         parent = path.rpartition(b"/")[0]
         directory = self.model.stat(parent).ino
         contents = {}
@@ -306,6 +320,8 @@ class ComparingMachine(RuleBasedStateMachine):
             # After the first difference the end differs too: teardown must not
             # report that in place of this.
             self.differed = True
+            # Should it not happen again, this is all there is.
+            log.error("%s, after\n%s", what, "\n".join(self.done))
             raise AssertionError(what)
 
     def _save(self) -> Saved:
@@ -319,7 +335,7 @@ class ComparingMachine(RuleBasedStateMachine):
         return saved
 
     def _undo_since(self, saved: Saved, redo: bool) -> None:
-        self._close_all()
+        self._close_nameless()
         if not any(saved is other for other in self.reachable):
             return
         if self.model.tree() == saved.tree:
@@ -340,7 +356,7 @@ class ComparingMachine(RuleBasedStateMachine):
             self._compare_tree("after redo")
         else:
             # Later rules change this copy: the saved one must stay as it was.
-            self.model = before.saved()
+            self.model = before.with_handles_of(self.model)
         self.before_last = None
 
     def _drop_bytes(self) -> None:
@@ -365,6 +381,11 @@ class ComparingMachine(RuleBasedStateMachine):
     def _fitting(self, path: bytes) -> bytes | None:
         return path if len(path) <= PATH_LIMIT else None
 
+    def _has_room_for(self, path: bytes, name: bytes, value: Fill) -> bool:
+        held = self.model.xattrs_of(path)
+        used = sum(len(other) + 32 + len(data) for other, data in held.items())
+        return used + len(name) + 32 + value.length <= self.features.xattr_bytes
+
     def _fits_after_rename(self, old: bytes, new: bytes, flags: int) -> bool:
         swaps = [(old, new), (new, old)] if flags else [(old, new)]
         return all(
@@ -376,10 +397,6 @@ class ComparingMachine(RuleBasedStateMachine):
 
     def _has_room(self) -> bool:
         return len(self.model.paths()) < ENTRIES_MAX
-
-    def _has_xattr_room(self, held: dict[bytes, bytes], name: bytes, value: Fill) -> bool:
-        used = sum(len(other) + 32 + len(data) for other, data in held.items())
-        return used + len(name) + 32 + value.length <= self.features.xattr_bytes
 
     def _mode(self, mode: int) -> int:
         """Return a mode that leaves a caller who is not root able to go on."""

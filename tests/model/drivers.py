@@ -33,6 +33,7 @@ class Features:
     """What a driver can be asked for; the machine leaves out the rules for the rest.
 
     ``caller`` does everything, with ``umask``; ``users``: so may others, in turns.
+    ``knows_who_writes``: who opened does not count for who writes.
     ``xattr_bytes`` bounds the names and values of one file (ext4: one block).
     ``history_of_open_files``: a moment includes what a handle that is still
     open has written. Where not, the machine closes such handles first.
@@ -47,13 +48,16 @@ class Features:
     xattr_bytes: int = 200_000
     acls: bool = False
     follows_symlinks: bool = True
+    knows_who_writes: bool = True
     supports_history: bool = False
     history_of_open_files: bool = False
     exact_history_mtimes: bool = True
     supports_undo: bool = False
     undo_since_takes_back_undos: bool = False
     supports_undo_last: bool = False
+    supports_restore: bool = False
     supports_remount: bool = False
+    supports_kill: bool = False
 
     @property
     def privileged(self) -> bool:
@@ -166,10 +170,20 @@ class Driver(Protocol):
         """Undo the latest undo."""
         ...
 
-    # With features.supports_remount:
+    # With features.supports_restore:
+
+    def restore(self, path: bytes, moment: str) -> None:
+        """Make a directory what it was at a moment, and nothing else."""
+        ...
+
+    # With features.supports_remount (kill: features.supports_kill):
 
     def remount(self) -> None:
         """Stop and start the filesystem. No handle is open."""
+        ...
+
+    def kill(self) -> None:
+        """The same without a warning: what close(2) returned for is there."""
         ...
 
 
@@ -346,6 +360,7 @@ class PathDriver(PathView):
         return os.pwrite(fh, data, offset)
 
     def copy_range(self, source: int, sink: int, length: int, start: int, to: int) -> int:
+        length = min(length, max(0, os.fstat(source).st_size - start))
         done = more = os.copy_file_range(source, sink, length, start, to)
         while more and done < length:
             more = os.copy_file_range(source, sink, length - done, start + done, to + done)
@@ -402,7 +417,13 @@ class PathDriver(PathView):
     def redo(self) -> None:
         raise NotImplementedError
 
+    def restore(self, path: bytes, moment: str) -> None:
+        raise NotImplementedError
+
     def remount(self) -> None:
+        raise NotImplementedError
+
+    def kill(self) -> None:
         raise NotImplementedError
 
     def _close_all(self) -> None:
@@ -419,15 +440,24 @@ class MountDriver(PathDriver):
     # Snapshots belong to the whole mount: no two examples may share a name.
     _snapshots = itertools.count(1)
 
-    def __init__(self, root: bytes, mountpoint: bytes, *, remount: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        root: bytes,
+        mountpoint: bytes,
+        *,
+        remount: Callable[[], None],
+        kill: Callable[[], None],
+    ) -> None:
         """Take an empty directory of a mount that lets other users in.
 
         Args:
             remount: Unmounts and mounts again at the same place.
+            kill: Kills the daemon and mounts again at the same place.
         """
         super().__init__(root, mount_features())
         self._mountpoint = mountpoint
         self._remount = remount
+        self._kill = kill
 
     def tree(self) -> Tree:
         """Return the tree that programs see, which must be the one that the daemon has."""
@@ -464,10 +494,17 @@ class MountDriver(PathDriver):
         self._ask("undo", last=count)
 
     def redo(self) -> None:
-        self._ask("redo")
+        self._ask("redo", last=1)
+
+    def restore(self, path: bytes, moment: str) -> None:
+        below = os.path.relpath(self._at(path), self._mountpoint)
+        self._ask("restore", path=os.fsdecode(below), moment=moment, exact=True)
 
     def remount(self) -> None:
         self._remount()
+
+    def kill(self) -> None:
+        self._kill()
 
     def finish(self) -> list[str]:
         self.act_as(self.features.caller)
@@ -485,11 +522,14 @@ def mount_features() -> Features:
         umask=_umask(),
         users=os.geteuid() == 0,
         acls=True,
+        knows_who_writes=False,
         supports_history=True,
         history_of_open_files=True,
         supports_undo=True,
         supports_undo_last=True,
+        supports_restore=True,
         supports_remount=True,
+        supports_kill=True,
     )
 
 

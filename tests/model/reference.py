@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 
 from .permissions import (
     ACCESS,
@@ -215,9 +216,23 @@ class ReferenceFs(ReferenceContent):
     def saved(self) -> ReferenceFs:
         """Return a copy of the tree, without handles."""
         copy = ReferenceFs(
-            caller=self.caller, umask=self._umask, follow_symlinks=self._follow_symlinks
+            caller=self.caller,
+            umask=self._umask,
+            follow_symlinks=self._follow_symlinks,
+            knows_who_writes=self._knows_who_writes,
         )
         self.copy_into(copy)
+        return copy
+
+    def with_handles_of(self, other: ReferenceFs) -> ReferenceFs:
+        """Return a copy of the tree in which what is open in another goes on."""
+        copy = self.saved()
+        copy._next_ino, copy._next_fh = other._next_ino, other._next_fh
+        for fh, opened in other._open.items():
+            if opened.ino not in copy._nodes:
+                copy._nodes[opened.ino] = replace(other._nodes[opened.ino], nlink=0, opens=0)
+            copy._nodes[opened.ino].opens += 1
+            copy._open[fh] = opened
         return copy
 
     # Inside: names

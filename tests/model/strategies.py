@@ -177,6 +177,8 @@ bursts = st.lists(
 ALICE, BOB, NOBODY = Caller(1000, 1000), Caller(1001, 1001, (1000, 2000)), Caller(65534, 65534)
 """Bob is in Alice's group."""
 callers = st.sampled_from([ROOT] * 6 + [ALICE] * 3 + [BOB] * 2 + [NOBODY])
+others = st.sampled_from([ALICE, BOB, NOBODY])
+set_ids = st.sampled_from([0o6777, 0o4777, 0o2777, 0o2767, 0o4766, 0o6666])
 
 modes = st.sampled_from(
     [0o644, 0o600, 0o755, 0o777, 0o700, 0o640, 0o4755, 0o2775, 0o2644, 0o1755, 0o1777, 0o6777,

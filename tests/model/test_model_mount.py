@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Mount
 
-from .conftest import remount
+from .conftest import Restarts
 from .drivers import MountDriver
 from .running import LONGEST_S, Effort, run_machine
 
@@ -19,7 +19,7 @@ def test_a_mount_agrees_with_the_reference(
     shared_mount: Mount, request: pytest.FixtureRequest
 ) -> None:
     """Same results and errnos, same trees; the past stays as it was; undo brings it back."""
-    count = itertools.count()
+    count, restarts = itertools.count(), Restarts(shared_mount)
 
     def new_driver() -> MountDriver:
         root = shared_mount.path / f"example-{next(count)}"
@@ -27,7 +27,8 @@ def test_a_mount_agrees_with_the_reference(
         return MountDriver(
             os.fsencode(root),
             os.fsencode(shared_mount.path),
-            remount=lambda: remount(shared_mount),
+            remount=restarts.remount,
+            kill=restarts.kill,
         )
 
     run_machine(request, new_driver, Effort.of(request, quick=20, slow=500))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import let_in
 from .drivers import PathDriver
 from .running import LONGEST_S, Effort, run_machine
 
@@ -21,11 +20,10 @@ def test_the_reference_agrees_with_tmpfs(memory_path: Path, request: pytest.Fixt
 
 @pytest.mark.timeout(LONGEST_S)
 def test_the_reference_agrees_with_the_temporary_directory(
-    tmp_path: Path, request: pytest.FixtureRequest
+    disk_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Mostly ext4: what a disk filesystem does otherwise than tmpfs is no promise."""
-    let_in(tmp_path)
-    run_below(tmp_path, request)
+    run_below(disk_path, request)
 
 
 def run_below(directory: Path, request: pytest.FixtureRequest) -> None:

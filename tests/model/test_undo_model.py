@@ -21,12 +21,18 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from nexus_engine import errors
+from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.fs.namespace import RENAME_EXCHANGE
 from nexus_engine.history.select import Selector, select, select_redo
 from nexus_engine.history.undo import UndoPlan, apply_undo, plan_undo
 from nexus_engine.meta.reader import View
+from nexus_engine.permissions import acl
 from nexus_engine.types import Actor, Ino, Seq
 from tests.unit.worlds import ALICE, BEGIN_NS, BOB, SECOND, World
+
+from .running import LONGEST_S
+
+pytestmark = pytest.mark.timeout(LONGEST_S)
 
 ROOT = Actor(0, 0, 1, 1, "nexus-ctl", 1, "")
 AGENTS = (ALICE, BOB)
@@ -52,8 +58,17 @@ class Step(NamedTuple):
 KINDS = (
     "make", "make", "mkdir", "mkdir", "symlink", "link", "unlink", "unlink", "rmdir", "remove",
     "rename", "rename", "rename", "exchange", "write", "write", "patch", "truncate", "chmod",
-    "chown", "utimes", "setxattr", "removexattr", "save",
+    "chown", "utimes", "setxattr", "removexattr", "save", "mknod", "set_acl", "remove_acl",
+    "write_far", "truncate_open", "swap",
 )  # fmt: skip
+SPECIAL = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
+ACLS = tuple(
+    b"\2\0\0\0" + bytes.fromhex(entries)
+    for entries in (
+        "01000700ffffffff04000500ffffffff20000000ffffffff",
+        "01000600ffffffff02000700e903000004000400ffffffff10000600ffffffff20000400ffffffff",
+    )
+)
 
 UNDOS = ("undo_last", "undo_one", "redo", "force_one")
 
@@ -88,6 +103,8 @@ class Player:
                 await getattr(self, step.kind)(step)
         except (errors.NamespaceError, errors.NoXattr, errors.NothingToUndo):
             pass  # as it happens: the name is taken, the directory is not empty
+        except errors.PermissionDenied:
+            assert step.kind == "set_acl"  # a default ACL on what is no directory
 
     def _paths(self, kind: int = 0) -> list[bytes]:
         """Return existing paths below the top, of one type or all."""
@@ -148,6 +165,39 @@ class Player:
     async def write(self, step: Step) -> None:
         await self.world.write(self._pick(step, stat.S_IFREG), b"%d" % step.number * step.number)
 
+    async def mknod(self, step: Step) -> None:
+        kind = SPECIAL[step.number % len(SPECIAL)]
+        rdev = os.makedev(step.number, step.second) if kind in SPECIAL[2:] else 0
+        place = self.world.place(self._new(step))
+        await self.world.engine.make(*place, kind | 0o640, self.world.actor, rdev=rdev)
+
+    async def swap(self, step: Step) -> None:
+        """Exchange a file with a directory."""
+        file, directory = self._pick(step, stat.S_IFREG), self._pick(step, stat.S_IFDIR)
+        await self.world.rename(file, directory, RENAME_EXCHANGE)
+
+    async def write_far(self, step: Step) -> None:
+        """Leave a hole of some chunks."""
+        path = self._pick(step, stat.S_IFREG)
+        await self.world.patch(path, step.number % 4 * 1_300_000, b"far %d" % step.second)
+
+    async def truncate_open(self, step: Step) -> None:
+        """Write, cut off some of it, write again, all in one session."""
+        engine, ino = self.world.engine, self.world.inode(self._pick(step, stat.S_IFREG)).ino
+        handle = await engine.open(ino, os.O_RDWR, self.world.actor)
+        await engine.write(handle, step.second * 20_000, b"%d" % step.number * 30_000)
+        await engine.setattr(ino, NewAttributes(size=step.number * 25_000), self.world.actor)
+        await engine.write(handle, step.name * 90_000, b"end")
+        await engine.release(handle)
+
+    async def set_acl(self, step: Step) -> None:
+        name = acl.NAMES[step.second % 2]
+        await self.world.setxattr(self._pick(step), name, ACLS[step.number % 2])
+
+    async def remove_acl(self, step: Step) -> None:
+        ino = self.world.inode(self._pick(step)).ino
+        await self.world.engine.removexattr(ino, acl.NAMES[step.second % 2], self.world.actor)
+
     async def save(self, step: Step) -> None:
         """As editors do: a new file in the old one's place."""
         path = self._pick(step, stat.S_IFREG)
@@ -199,21 +249,23 @@ class Player:
 
 
 def tree(world: World, at: Seq | None = None) -> Tree:
-    """Return the tree with the hard-link groups in place of inode numbers."""
+    """Return the tree with the hard-link groups in place of inode numbers, and device numbers."""
     found = world.tree(at=at)
     view: View = world.store.reader if at is None else world.database.as_of(at)
     groups: dict[Ino, list[bytes]] = {}
+    devices: dict[Ino, int] = {}
     pending = [(b"", world.inode(b"").ino)]
     while pending:
         path, ino = pending.pop()
         for entry in view.list_children(ino, 0, 1000):
             below = path + b"/" + entry.name
             groups.setdefault(entry.inode.ino, []).append(below)
+            devices[entry.inode.ino] = entry.inode.rdev
             if entry.inode.is_dir:
                 pending.append((below, entry.inode.ino))
-    for paths in groups.values():
+    for ino, paths in groups.items():
         for path in paths:
-            found[path] = (*found[path], tuple(sorted(paths)))
+            found[path] = (*found[path], tuple(sorted(paths)), devices[ino])
     return found
 
 
@@ -250,19 +302,23 @@ def in_world(test: Callable[[World], Awaitable[None]]) -> None:
 
 
 def explore(
-    request: pytest.FixtureRequest, test: Callable[..., None], *strategies: Any, quick: int
+    request: pytest.FixtureRequest,
+    test: Callable[..., None],
+    *strategies: Any,
+    quick: int,
+    slow: int = 2000,
 ) -> None:
     """Run a property: the same few examples every time, or with --slow many new ones."""
-    slow = bool(request.config.getoption("--slow"))
+    is_slow = bool(request.config.getoption("--slow"))
     number = 0
     run: Any = given(*strategies)(test)  # type: ignore[no-untyped-call]
-    if slow:
+    if is_slow:
         number = int(os.environ.get("NEXUS_MODEL_SEED") or int.from_bytes(os.urandom(4), "big"))
         run = seed(number)(run)
-    again = f"NEXUS_MODEL_SEED={number}" if slow else "the same every time"
+    again = f"NEXUS_MODEL_SEED={number}" if is_slow else "the same every time"
     run = settings(
-        max_examples=int(os.environ.get("NEXUS_MODEL_EXAMPLES", 2000 if slow else quick)),
-        derandomize=not slow,
+        max_examples=int(os.environ.get("NEXUS_MODEL_EXAMPLES", slow if is_slow else quick)),
+        derandomize=not is_slow,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -273,6 +329,35 @@ def explore(
     except Exception as error:
         error.add_note(again)
         raise
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS)))
+def test_every_kind_of_operation_can_be_undone_and_redone_alone(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    """After things of every kind have happened; and the past stays what it was."""
+
+    def check(before: list[Step], steps: list[Step]) -> None:
+        async def play(world: World) -> None:
+            player = Player(world)
+            for step in before:
+                await player.play(step)
+            for step in steps:
+                start, then = world.head, tree(world)
+                await player.play(step._replace(kind=kind))
+                end, changed = world.head, tree(world)
+                plan = undo(world, Selector(since_seq=start))
+                if plan is None:
+                    continue
+                assert plan.conflicts == []
+                assert tree(world) == then
+                undo_operation(world, world.head)
+                assert tree(world) == changed == tree(world, end)
+                assert tree(world, start) == then
+
+        in_world(play)
+
+    explore(request, check, steps(KINDS, 12), steps((kind,), 4), quick=4, slow=300)
 
 
 def test_undoing_all_since_a_moment_is_that_moment_and_redo_takes_it_back(

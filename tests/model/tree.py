@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat as stat_bits
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -83,6 +83,21 @@ Tree = dict[bytes, Entry]
 
 def joined(directory: bytes, name: bytes) -> bytes:
     return directory + b"/" + name if directory else name
+
+
+def below(path: bytes, tree: Tree) -> Tree:
+    """Return a directory and what it holds; which names are of one file is left out."""
+    found = {
+        other: replace(entry, links=())
+        for other, entry in tree.items()
+        if not path or other == path or other.startswith(path + b"/")
+    }
+    return {
+        other: entry
+        if entry.stat.kind is Kind.DIRECTORY
+        else replace(entry, stat=replace(entry.stat, nlink=1))
+        for other, entry in found.items()
+    }
 
 
 def fresh_since(expected: Stat, actual: Stat, started_ns: int, now_ns: int) -> bool:

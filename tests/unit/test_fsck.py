@@ -217,7 +217,7 @@ async def test_damage_below_the_rows_is_found(world: World) -> None:
     connection = world.database.connection
     connection.run("PRAGMA writable_schema = 1")
     connection.run(
-        "UPDATE sqlite_schema SET sql = 'CREATE INDEX dentry_ino ON dentry (kind)'"
+        "UPDATE sqlite_schema SET sql = 'CREATE INDEX dentry_ino ON dentry (kind, from_seq)'"
         " WHERE name = 'dentry_ino'"
     )
     connection.run("PRAGMA writable_schema = 0")
