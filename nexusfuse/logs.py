@@ -33,6 +33,12 @@ class _KeyValueFormatter(logging.Formatter):
         return "\n".join(prefix + part for part in line.splitlines())
 
 
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Leave out what is no error: the kernel does not wait for a RELEASE while it unmounts."""
+    text = record.getMessage()
+    return not (text.startswith("fuse_release(): fuse_reply_") and "No such file" in text)
+
+
 def configure(*, debug: bool, log_file: Path | None) -> None:
     """Send the log to a file, or to stderr."""
     handler: logging.Handler
@@ -42,3 +48,4 @@ def configure(*, debug: bool, log_file: Path | None) -> None:
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
     # pyfuse3 has a debug line for every task and request.
     logging.getLogger("pyfuse3").setLevel(logging.INFO)
+    logging.getLogger("pyfuse3").addFilter(_is_worth_a_line)

@@ -72,6 +72,7 @@ def _undo(work: Work, seqs: list[Seq], selector: Selector, *, force: bool, dry_r
             force=force,
             groups=groups,
             selector=selector.summary(),
+            keep=work.keep,
             progress=lambda done, total: work.progress("undoing", done, total),
         )
         seq, plan = result.seq, result.plan

@@ -5,7 +5,7 @@ A redo is the undo of an undo: ``select_redo`` picks, the rest is the same.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import Any, NamedTuple
 
 from nexus_engine import errors
@@ -13,7 +13,7 @@ from nexus_engine.history.undo.apply import Progress, write_plan
 from nexus_engine.history.undo.plan import Conflict, Item, UndoPlan, plan_undo
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.store import Store
-from nexus_engine.types import Actor, Seq
+from nexus_engine.types import Actor, Ino, Seq
 
 __all__ = ["Conflict", "Item", "Progress", "UndoPlan", "UndoResult", "apply_undo", "plan_undo"]
 
@@ -34,6 +34,7 @@ def apply_undo(
     force: bool = False,
     groups: Collection[int] = (),
     selector: dict[str, Any] | None = None,
+    keep: Container[Ino] = (),
     progress: Progress | None = None,
 ) -> UndoResult:
     """Undo operations: all that the plan says in one transaction, or nothing.
@@ -45,6 +46,7 @@ def apply_undo(
         wanted: Operations, or the plan of an earlier ``plan_undo``; it is made again if the log
             has grown since.
         selector: What was asked for, to be kept in the record.
+        keep: Inodes that stay usable without a name, because they are open.
         progress: Told how many of how many changes are made.
 
     Raises:
@@ -61,7 +63,7 @@ def apply_undo(
         if tx.head_seq != plan.head:
             current = plan_undo(store, plan.operations, actor=actor, force=force, groups=groups)
         require_something(current)
-        return UndoResult(write_plan(tx, current, selector or {}, progress), current)
+        return UndoResult(write_plan(tx, current, selector or {}, keep, progress), current)
 
     # Refused before it waits for the right to write.
     require_something(plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, Protocol
 
 from nexus_engine.history.undo.changes import InodeChange
@@ -21,14 +21,18 @@ class Progress(Protocol):
 
 
 def write_plan(
-    tx: Transaction, plan: UndoPlan, selector: dict[str, Any], progress: Progress | None
+    tx: Transaction,
+    plan: UndoPlan,
+    selector: dict[str, Any],
+    keep: Container[Ino],
+    progress: Progress | None,
 ) -> Seq:
     """Rule: make every change of the plan, as one ``undo`` operation."""
     total = len(plan.inodes) + len(plan.names)
     step = _stepper(progress, total)
     _write_names(tx, plan, step)
     for change in plan.inodes:
-        _write_inode(tx, change)
+        _write_inode(tx, change, keep)
         step()
     tx.forget_paths()
     for seq in plan.reverted:
@@ -54,11 +58,15 @@ def _write_names(tx: Transaction, plan: UndoPlan, step: Callable[[], None]) -> N
         step()
 
 
-def _write_inode(tx: Transaction, change: InodeChange) -> None:
+def _write_inode(tx: Transaction, change: InodeChange, keep: Container[Ino]) -> None:
     ino, after = change.ino, change.after
     tx.add_touched(ino)
     if after is None:
-        tx.remove_inode(ino)
+        before = change.before
+        if before is not None and not before.is_dir and ino in keep:
+            tx.put_inode(before._replace(nlink=0, ctime_ns=tx.now_ns, from_seq=tx.seq))
+        else:
+            tx.remove_inode(ino)
         return
     if change.content_from is not None:
         _write_content(tx, ino, change.content_from)
