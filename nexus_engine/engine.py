@@ -275,11 +275,16 @@ class Engine:
             groups: Returns further groups of the actor.
         """
         inode = self.reader.get_inode(ino)
-        mode = inode.mode
-        if flags & (os.O_ACCMODE | os.O_TRUNC) and mode & (stat.S_ISUID | stat.S_ISGID):
-            inode = await self._drop_set_ids(inode, flags, actor, groups)
+        lost = 0
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            lost = _set_ids_lost(inode, actor, groups)
+        if lost and flags & os.O_TRUNC:
+            await self.setattr(ino, NewAttributes(mode=inode.mode & ~lost), actor)
+            inode = self.reader.get_inode(ino)
         handle = self.content.open(inode, actor, silent=bool(flags & os.O_NOATIME))
-        handle.took_set_ids = inode.mode != mode
+        if lost and not flags & os.O_TRUNC and not inode.mode & stat.S_IXGRP:
+            # Write requests do not say who writes: who opened the file does.
+            handle.lost_by_writing = lost & stat.S_ISGID
         if flags & os.O_TRUNC:
             try:
                 await self.content.truncate(handle.file, 0, actor)
@@ -288,22 +293,15 @@ class Engine:
                 raise
         return handle
 
-    async def _drop_set_ids(self, inode: Inode, flags: int, actor: Actor, groups: Groups) -> Inode:
-        """Take away what new content will cost, where the kernel will not ask for it.
-
-        Write requests do not say who writes. So a set-group-ID bit without group execute goes
-        when somebody outside the group opens the file for writing.
-        """
-        lost = _set_ids_lost(inode, actor, groups)
-        if not flags & os.O_TRUNC:
-            lost = 0 if inode.mode & stat.S_IXGRP else lost & stat.S_ISGID
-        if not lost:
-            return inode
-        await self.setattr(inode.ino, NewAttributes(mode=inode.mode & ~lost), actor)
-        return self.reader.get_inode(inode.ino)
-
     async def read(self, handle: Handle, offset: int, length: int) -> bytes:
         return await self.content.read(handle, offset, length)
+
+    async def drop_set_ids(self, handle: Handle) -> None:
+        """Take away the mode bits that writing through a handle costs."""
+        lost, handle.lost_by_writing = handle.lost_by_writing, 0
+        inode = await self.getattr(handle.file.ino)
+        if inode.mode & lost:
+            await self.setattr(inode.ino, NewAttributes(mode=inode.mode & ~lost), handle.actor)
 
     async def write(self, handle: Handle, offset: int, data: bytes) -> int:
         return await self.content.write(handle, offset, data)

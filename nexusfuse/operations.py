@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,16 +38,20 @@ _NOBODY = Actor(0, 0)
 class LiveFile:
     """An open file of the live tree."""
 
-    __slots__ = ("_engine", "_handle")
+    __slots__ = ("_engine", "_handle", "_start_soon")
 
-    def __init__(self, engine: Engine, handle: Handle) -> None:
+    def __init__(self, engine: Engine, handle: Handle, start_soon: Callable[..., None]) -> None:
         self._engine = engine
         self._handle = handle
+        self._start_soon = start_soon
 
     async def read(self, offset: int, length: int) -> bytes:
         return await self._engine.read(self._handle, offset, length)
 
     async def write(self, offset: int, data: bytes) -> int:
+        if self._handle.lost_by_writing and data:
+            await self._engine.drop_set_ids(self._handle)
+            self._start_soon(forget_attributes, self._handle.file.ino)
         return await self._engine.write(self._handle, offset, data)
 
     async def flush(self) -> None:
@@ -307,7 +311,10 @@ class Operations(pyfuse3.Operations):
             # Another process of the store made it, and the kernel does not know yet: told so, it
             # looks again, and checks whether the caller may open what is there.
             raise pyfuse3.FUSEError(errno.ESTALE) from None
-        info = pyfuse3.FileInfo(fh=self._files.add(LiveFile(self._engine, handle)), keep_cache=True)
+        info = pyfuse3.FileInfo(
+            fh=self._files.add(LiveFile(self._engine, handle, self.tree.start_soon)),
+            keep_cache=True,
+        )
         return info, to_entry(inode)
 
     @fuse_request
@@ -320,11 +327,9 @@ class Operations(pyfuse3.Operations):
         reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
         actor = _NOBODY if reads else self._actor(ctx)
         handle = await self._engine.open(Ino(ino), flags, actor, partial(groups_of, ctx.pid))
-        if handle.took_set_ids:
-            self.tree.start_soon(forget_attributes, Ino(ino))
         writes_only = flags & os.O_ACCMODE == os.O_WRONLY
         return pyfuse3.FileInfo(
-            fh=self._files.add(LiveFile(self._engine, handle)),
+            fh=self._files.add(LiveFile(self._engine, handle, self.tree.start_soon)),
             keep_cache=writes_only or not self._engine.wants_to_see_reads(handle),
         )
 

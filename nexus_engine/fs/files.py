@@ -196,7 +196,7 @@ class OpenFile:
 class Handle:
     """An open file description."""
 
-    __slots__ = ("actor", "file", "silent", "took_set_ids")
+    __slots__ = ("actor", "file", "lost_by_writing", "silent")
 
     def __init__(self, file: OpenFile, actor: Actor, *, silent: bool) -> None:
         self.file = file
@@ -204,5 +204,5 @@ class Handle:
         """Who opened it: writes carry no identity of their own."""
         self.silent = silent
         """Reading through it leaves the atime alone."""
-        self.took_set_ids = False
-        """Opening it changed the file's mode, which nobody asked for."""
+        self.lost_by_writing = 0
+        """Mode bits that the first write takes away, and the kernel does not ask for."""

@@ -39,4 +39,4 @@ def open_mount() -> Iterator[Mount]:
             mounted.path.chmod(0o1777)
             yield mounted
     finally:
-        shutil.rmtree(directory)
+        shutil.rmtree(directory, ignore_errors=True)
