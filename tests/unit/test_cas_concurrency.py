@@ -178,7 +178,7 @@ def test_whoever_waits_for_a_put_that_fails_puts_it_himself(
             raise StoreInaccessible("injected")
         return None
 
-    monkeypatch.setattr(store, "_find", find)
+    monkeypatch.setattr(store, "_find_reusable", find)
     with ThreadPoolExecutor(2) as pool:
         failing = pool.submit(store.put, b"content")
         assert asked.acquire(timeout=30)
