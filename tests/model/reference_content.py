@@ -65,6 +65,7 @@ class ReferenceContent(ReferenceTree):
         if not opened.writable:
             fail(errno.EBADF)
         node = self._nodes[opened.ino]
+        self._require_known_writer(node, opened)
         self._write(node, data, len(node.data) if opened.append else offset)
         return len(data)
 
@@ -76,6 +77,7 @@ class ReferenceContent(ReferenceTree):
         data = self._nodes[one.ino].data[start : start + length]
         if one.ino == two.ino and start < to + len(data) and to < start + len(data):
             fail(errno.EINVAL)
+        self._require_known_writer(self._nodes[two.ino], two)
         self._write(self._nodes[two.ino], data, to)
         return len(data)
 
@@ -141,8 +143,6 @@ class ReferenceContent(ReferenceTree):
         require(node, self.caller, want | (WRITE if flags & os.O_TRUNC else 0))
         if flags & os.O_TRUNC:
             self._resize(node, 0)
-        elif access != os.O_RDONLY:
-            self._require_known_writer(node)
         return self._handle(node, flags)
 
     def _handle(self, node: Node, flags: int) -> int:
@@ -154,6 +154,8 @@ class ReferenceContent(ReferenceTree):
             readable=access != os.O_WRONLY,
             writable=access != os.O_RDONLY,
             append=bool(flags & os.O_APPEND),
+            opener=self.caller,
+            mode=node.mode,
         )
         return fh
 
@@ -161,14 +163,16 @@ class ReferenceContent(ReferenceTree):
         if start + len(data) > SIZE_MAX:
             raise Unmodelled("file too long")
         if data:
-            self._require_known_writer(node)
             node.mode = mode_after_write(node, self.caller)
             node.put_data(_spliced(node.data, data, start))
 
-    def _require_known_writer(self, node: Node) -> None:
+    def _require_known_writer(self, node: Node, opened: OpenFile) -> None:
         """What the kernel asks for is done when it asks. This it leaves to the file system."""
-        costs = node.mode & ~mode_after_write(node, self.caller) & stat_bits.S_ISGID
-        if costs and not node.mode & stat_bits.S_IXGRP and not self._knows_who_writes:
+        if self._knows_who_writes or node.mode & stat_bits.S_IXGRP:
+            return
+        costs = {node.mode & ~mode_after_write(node, who) for who in (self.caller, opened.opener)}
+        unknown = len(costs) > 1 or node.mode != opened.mode
+        if unknown and any(bits & stat_bits.S_ISGID for bits in costs):
             raise Unmodelled("a set-group-ID bit that depends on who writes")
 
     def _resize(self, node: Node, size: int) -> None:

@@ -96,6 +96,9 @@ class OpenFile:
     readable: bool
     writable: bool
     append: bool
+    opener: Caller
+    mode: int
+    """Of the file, then."""
 
 
 @dataclass(frozen=True, slots=True)

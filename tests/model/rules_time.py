@@ -14,6 +14,8 @@ from .strategies import Existing, Fill
 from .tree import Kind, below, joined
 
 MOMENTS_MAX = 5
+_SELDOM = st.sampled_from([False] * 5 + [True])
+"""A daemon takes a second to stop and start."""
 
 
 class TimeRules(PlantedMachine):
@@ -92,16 +94,20 @@ class TimeRules(PlantedMachine):
         self.before_last = None
 
     @precondition(lambda self: self.features.supports_kill)
-    @rule()
-    def kill(self) -> None:
+    @rule(now=_SELDOM)
+    def kill(self, now: bool) -> None:
         """What close(2) returned for survives, and nothing else is lost."""
+        if not now:
+            return
         self._close_all()
         self.driver.kill()
         self._compare_tree("after kill -9")
 
     @precondition(lambda self: self.features.supports_remount)
-    @rule()
-    def remount(self) -> None:
+    @rule(now=_SELDOM)
+    def remount(self, now: bool) -> None:
+        if not now:
+            return
         self._close_all()
         self.driver.remount()
         self._compare_tree("after a remount")

@@ -20,5 +20,5 @@ def test_the_engine_agrees_with_the_reference(
     run_machine(
         request,
         lambda: EngineDriver(memory_path / f"store-{next(count)}"),
-        Effort.of(request, quick=25, slow=2_000),
+        Effort.of(request, quick=20, slow=2_000),
     )

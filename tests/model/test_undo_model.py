@@ -392,7 +392,7 @@ def test_undoing_all_since_a_moment_is_that_moment_and_redo_takes_it_back(
         in_world(play)
 
     everything = KINDS + UNDOS[:3] * 2
-    explore(request, check, steps(KINDS, 12), steps(everything, 15), quick=100)
+    explore(request, check, steps(KINDS, 12), steps(everything, 15), quick=60)
 
 
 def test_any_undo_leaves_a_sound_tree_and_can_be_taken_back(
@@ -427,7 +427,7 @@ def test_any_undo_leaves_a_sound_tree_and_can_be_taken_back(
         in_world(play)
 
     everything = KINDS * 2 + UNDOS
-    explore(request, check, steps(everything, 25), st.booleans(), st.integers(0, 1), quick=100)
+    explore(request, check, steps(everything, 25), st.booleans(), st.integers(0, 1), quick=60)
 
 
 def test_undoing_one_agent_is_as_if_it_had_never_been_there(
@@ -460,4 +460,4 @@ def test_undoing_one_agent_is_as_if_it_had_never_been_there(
 
         in_world(both)
 
-    explore(request, check, steps(KINDS, 30), quick=60)
+    explore(request, check, steps(KINDS, 30), quick=40)
