@@ -102,6 +102,7 @@ class Operations(pyfuse3.Operations):
         self._actors = ActorResolver()
         self._files: HandleTable[OpenFile] = HandleTable()
         self._directories: HandleTable[OpenDirectory] = HandleTable()
+        self._written_around_cache: set[int] = set()
         self.tree: VirtualTree
         self.requests: Counter[str] = Counter()
 
@@ -191,6 +192,8 @@ class Operations(pyfuse3.Operations):
     @fuse_request
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Nothing is kept for the kernel's references: a number says all there is to know."""
+        if self._written_around_cache:
+            self._written_around_cache.difference_update(ino for ino, _ in inode_list)
 
     # -- making and removing names --
 
@@ -313,7 +316,7 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ESTALE) from None
         info = pyfuse3.FileInfo(
             fh=self._files.add(LiveFile(self._engine, handle, self.tree.start_soon)),
-            keep_cache=True,
+            keep_cache=self._may_keep_cache(handle, flags),
         )
         return info, to_entry(inode)
 
@@ -327,11 +330,27 @@ class Operations(pyfuse3.Operations):
         reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
         actor = _NOBODY if reads else self._actor(ctx)
         handle = await self._engine.open(Ino(ino), flags, actor, partial(groups_of, ctx.pid))
-        writes_only = flags & os.O_ACCMODE == os.O_WRONLY
         return pyfuse3.FileInfo(
             fh=self._files.add(LiveFile(self._engine, handle, self.tree.start_soon)),
-            keep_cache=writes_only or not self._engine.wants_to_see_reads(handle),
+            keep_cache=self._may_keep_cache(handle, flags),
         )
+
+    def _may_keep_cache(self, handle: Handle, flags: int) -> bool:
+        """Tell whether the pages that the kernel has of a file may serve this opening of it.
+
+        After an asynchronous O_DIRECT write the kernel drops no pages: a reader beside it may have
+        brought back what was there before.
+        """
+        ino = handle.file.ino
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if writes and flags & os.O_DIRECT:
+            self._written_around_cache.add(ino)
+        elif ino in self._written_around_cache:
+            if handle.file.handles == 1:
+                self._written_around_cache.remove(ino)
+            return False
+        writes_only = flags & os.O_ACCMODE == os.O_WRONLY
+        return writes_only or not self._engine.wants_to_see_reads(handle)
 
     @fuse_request
     async def read(self, fh: int, offset: int, size: int) -> bytes:

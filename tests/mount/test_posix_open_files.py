@@ -9,6 +9,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from nexusfuse.ctl.checking import mount_status
+from tests.conftest import Mount
 from tests.mount.linux import refused
 
 GIB = 1 << 30
@@ -133,3 +135,29 @@ def test_copies_within_the_mount_are_equal(place: Path) -> None:
     assert (place / "target").read_bytes() == content
     subprocess.run(["cp", "-a", place / "source", place / "second"], check=True, timeout=60)
     subprocess.run(["cmp", place / "source", place / "second"], check=True, timeout=60)
+
+
+def test_what_was_cached_is_read_again_after_direct_writes(mount: Mount) -> None:
+    """open(2), O_DIRECT by io_submit(2): readers beside it may have cached the bytes before."""
+    path = mount.path / "file"
+    path.write_bytes(b"a" * 16 * CHUNK)
+
+    def reads() -> int:
+        return int(mount_status(os.fsencode(mount.path)).get("requests_read", 0))
+
+    def reads_to_see_the_last_page() -> int:
+        before = reads()
+        with path.open("rb", buffering=0) as file:
+            os.pread(file.fileno(), mmap.PAGESIZE, 16 * CHUNK - mmap.PAGESIZE)
+        return reads() - before
+
+    reads_to_see_the_last_page()
+    cached = reads_to_see_the_last_page()
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+        os.pwritev(fd, [page], 0)
+        os.utime(fd, ns=times)  # a new mtime would have the kernel drop its pages
+        os.close(fd)
+    assert reads_to_see_the_last_page() > cached
+    assert reads_to_see_the_last_page() == cached
