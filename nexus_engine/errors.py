@@ -12,7 +12,7 @@
     │                    UndoConflict
     ├── IntegrityError   CorruptChunk MissingChunk CorruptMetadata BrokenChain
     └── BackendError     StoreNotFound StoreExists StoreInaccessible StoreVersion ObjectNotFound
-                         ObjectStoreFailed
+                         ObjectStoreFailed MetadataFailed
 
 The leaves carry values; ``str(error)`` is the one line a person reads. What is not an
 ``EngineError`` is a bug.
@@ -197,4 +197,8 @@ class ObjectNotFound(BackendError):
 
 
 class ObjectStoreFailed(BackendError):
+    transient = True
+
+
+class MetadataFailed(BackendError):
     transient = True

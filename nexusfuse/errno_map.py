@@ -56,6 +56,7 @@ ERRNO: dict[type[errors.EngineError], int] = {
     errors.StoreVersion: errno.EIO,
     errors.ObjectNotFound: errno.EIO,
     errors.ObjectStoreFailed: errno.EIO,
+    errors.MetadataFailed: errno.EIO,
 }
 
 _WORTH_A_LINE = (errors.IntegrityError, errors.BackendError, errors.NoSpace)

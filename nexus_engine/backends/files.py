@@ -9,6 +9,7 @@ from pathlib import Path
 from nexus_engine.backends.base import View
 from nexus_engine.errors import EngineError, NoSpace, ObjectStoreFailed, StoreInaccessible
 
+_PIECE = 1 << 20
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -86,6 +87,27 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_again(fd: int) -> None:
+    """Write a file's bytes once more, after a sync of it that failed.
+
+    The kernel reports a failed write-back once and then takes the pages for clean: an fsync that
+    just succeeds the second time has written nothing. Nobody may change these bytes meanwhile;
+    appending is all right.
+
+    Raises:
+        OSError: as pread(2) and pwrite(2).
+    """
+    offset, end = 0, os.fstat(fd).st_size
+    while offset < end:
+        content = os.pread(fd, min(_PIECE, end - offset), offset)
+        if not content:
+            return  # it was cut meanwhile
+        written = os.pwrite(fd, content, offset)
+        if written == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        offset += written
 
 
 def translate(error: OSError, doing: str) -> EngineError:

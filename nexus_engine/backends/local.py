@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nexus_engine.backends.base import View
-from nexus_engine.backends.files import OpenFile, sync_directory, translate
+from nexus_engine.backends.files import OpenFile, sync_directory, translate, write_again
 from nexus_engine.errors import EngineError, ObjectNotFound
 
 _PARTIAL = ".partial"
@@ -35,6 +35,8 @@ class LocalObjectStore:
         self._max_open = max_open
         self._lock = threading.Lock()
         self._open: OrderedDict[str, OpenFile] = OrderedDict()
+        self._unsure: set[str] = set()
+        """Objects whose last sync failed, or is under way."""
 
     def read(self, key: str, offset: int, length: int) -> View:
         try:
@@ -71,12 +73,19 @@ class LocalObjectStore:
             self._drop(key)
 
     def sync(self, key: str) -> None:
+        path = self._path(key)
+        with self._lock:
+            unsure = key in self._unsure
+            self._unsure.add(key)
         try:
-            path = self._path(key)
-            _sync_file(path)
+            _sync_file(path, again=unsure)
             sync_directory(path.parent)
+        except FileNotFoundError as error:
+            self._sure_of(key)
+            raise _explain(error, "sync", key) from error
         except OSError as error:
             raise _explain(error, "sync", key) from error
+        self._sure_of(key)
 
     def iter_keys(self, prefix: str) -> Iterator[str]:
         folder = prefix.rpartition("/")[0]
@@ -125,6 +134,10 @@ class LocalObjectStore:
         with self._lock:
             self._open.pop(key, None)
 
+    def _sure_of(self, key: str) -> None:
+        with self._lock:
+            self._unsure.discard(key)
+
     def _path(self, key: str) -> Path:
         parts = key.split("/")
         if "\0" in key or key.endswith(_PARTIAL) or any(part in ("", ".", "..") for part in parts):
@@ -165,9 +178,12 @@ class LocalObjectStore:
         path.unlink()
 
 
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+def _sync_file(path: Path, *, again: bool = False) -> None:
+    """Sync a file; ``again``: after an attempt that failed."""
+    fd = os.open(path, os.O_RDWR if again else os.O_RDONLY)
     try:
+        if again:
+            write_again(fd)
         os.fsync(fd)
     finally:
         os.close(fd)

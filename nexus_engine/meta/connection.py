@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ _LEAVES: tuple[tuple[type[apsw.Error], type[errors.EngineError], str], ...] = (
     (apsw.BusyError, errors.StoreBusy, "another process is writing to the store; try again"),
     (apsw.LockedError, errors.StoreBusy, "another process is writing to the store; try again"),
     (apsw.FullError, errors.NoSpace, "no space left for the store's metadata; free some space"),
-    (apsw.IOError, errors.NoSpace, "cannot write the store's metadata"),
+    (apsw.IOError, errors.MetadataFailed, "the disk failed under the store's metadata"),
     (apsw.PermissionsError, errors.StoreInaccessible, "no permission to use the store"),
     (apsw.ReadOnlyError, errors.StoreInaccessible, "the store's metadata is not writable"),
     (apsw.CantOpenError, errors.StoreInaccessible, "the store's metadata cannot be opened"),
@@ -43,6 +44,8 @@ _LEAVES: tuple[tuple[type[apsw.Error], type[errors.EngineError], str], ...] = (
 
 def translate(error: apsw.Error) -> Exception:
     """Return the engine's error for a database error; what is our own mistake stays as it is."""
+    if getattr(error, "extendedresult", None) == apsw.SQLITE_IOERR_SHMSIZE:
+        return errors.NoSpace(f"no space left for the index of the write-ahead log ({error})")
     for source, leaf, message in _LEAVES:
         if isinstance(error, source):
             return leaf(f"{message} ({error})")
@@ -116,6 +119,11 @@ class Connection:
     def in_transaction(self) -> bool:
         return self._db.in_transaction
 
+    def rollback(self) -> None:
+        """End the transaction, if there still is one: a full disk makes SQLite end it by itself."""
+        if self.in_transaction:
+            self.run("ROLLBACK")
+
     def wal_bytes(self) -> int:
         """Return the size of the write-ahead log."""
         try:
@@ -141,6 +149,20 @@ class Connection:
             return  # a reader or writer is in the way; the next round gets it
         except apsw.Error as error:
             raise translate(error) from error
+
+    @contextmanager
+    def without_writers(self) -> Iterator[None]:
+        """Keep everybody from changing the write-ahead log; other threads and processes wait.
+
+        Raises:
+            StoreBusy: Another process writes all the time.
+        """
+        self._db.set_busy_timeout(RESTART_WAIT_MS)
+        self.run("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            self.rollback()
 
     def copy_to(self, target: Connection, progress: Callable[[int, int], None]) -> None:
         """Copy the whole database, as of one moment, beside writers that go on.
@@ -168,11 +190,12 @@ class Connection:
         except apsw.Error as error:
             raise translate(error) from error
         finally:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            self.rollback()
 
     def close(self) -> None:
-        self._db.close(True)
+        """Close. What cannot be moved out of the write-ahead log then just stays in it."""
+        with suppress(apsw.IOError, apsw.FullError):
+            self._db.close(True)
 
 
 def migrate(connection: Connection) -> None:
@@ -200,5 +223,4 @@ def migrate(connection: Connection) -> None:
             connection.run(f"PRAGMA user_version = {schema.VERSION}")
         connection.run("COMMIT")
     finally:
-        if connection.in_transaction:
-            connection.run("ROLLBACK")
+        connection.rollback()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from nexus_engine.backends.files import sync_directory, translate, write_again
 from nexus_engine.clock import Clock
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.reader import AsOfReader, Reader
@@ -34,7 +36,9 @@ class Database:
         self._transaction = Transaction(connection, clock)
         self._wal_fd = -1
         self._sync_lock = threading.Lock()
-        self._checkpointer: Connection | None = None
+        self._unsure = False
+        """The last sync of the write-ahead log, or a checkpoint, failed."""
+        self._second: Connection | None = None
         self.own: set[Seq] | None = None
         """Operations of this process that ``Tail`` has not passed; ``None``: nobody asks."""
 
@@ -93,15 +97,12 @@ class Database:
         Raises:
             StoreBusy: Another process is writing; nothing happened, try again.
         """
-        run, done = self.connection.run, False
-        run("BEGIN IMMEDIATE")
+        self.connection.run("BEGIN IMMEDIATE")
         try:
             result = action(self.connection)
-            run("COMMIT")
-            done = True
+            self.connection.run("COMMIT")
         finally:
-            if not done:
-                run("ROLLBACK")
+            self.connection.rollback()
         return result
 
     def put_access_times(self, times: dict[Ino, int]) -> None:
@@ -167,10 +168,28 @@ class Database:
         just this fsync. (A checkpoint syncs what it moves, so the log is all there is to sync.)
         """
         with self._sync_lock:
-            path = self.connection.path + "-wal"
+            self._sync()
+
+    def _sync(self) -> None:
+        path = Path(self.connection.path + "-wal")
+        try:
             if self._wal_fd < 0:
-                self._wal_fd = os.open(path, os.O_RDONLY)
+                self._wal_fd = os.open(path, os.O_RDWR)
+                sync_directory(path.parent)
+            if self._unsure:
+                with self._own_connection().without_writers():
+                    write_again(self._wal_fd)
+            self._unsure = True
             os.fsync(self._wal_fd)
+            self._unsure = False
+        except OSError as error:
+            raise translate(error, f"sync {path}") from error
+
+    def _own_connection(self) -> Connection:
+        """Return the connection of whoever holds the lock: the other one is the event loop's."""
+        if self._second is None:
+            self._second = Connection(self.connection.path)
+        return self._second
 
     def needs_checkpoint(self) -> bool:
         return self.connection.wal_bytes() >= CHECKPOINT_BYTES
@@ -179,14 +198,16 @@ class Database:
         """Move the write-ahead log into the database. Blocks on the disk."""
         size = self.connection.wal_bytes()
         with self._sync_lock:
-            if self._checkpointer is None:
-                self._checkpointer = Connection(self.connection.path)
-            self._checkpointer.checkpoint(restart=size >= RESTART_BYTES)
+            if self._unsure:
+                self._sync()  # SQLite's own sync would believe the kernel
+            self._unsure = True
+            self._own_connection().checkpoint(restart=size >= RESTART_BYTES)
+            self._unsure = False
 
     def close(self) -> None:
         with self._sync_lock:
-            if self._checkpointer is not None:
-                self._checkpointer.close()
+            if self._second is not None:
+                self._second.close()
             if self._wal_fd >= 0:
                 os.close(self._wal_fd)
                 self._wal_fd = -1

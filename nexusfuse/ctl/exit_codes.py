@@ -69,6 +69,7 @@ EXIT_CODE: dict[type[errors.EngineError], int] = {
     errors.StoreVersion: STORE_UNUSABLE,
     errors.ObjectNotFound: STORE_UNUSABLE,
     errors.ObjectStoreFailed: TRY_AGAIN,
+    errors.MetadataFailed: TRY_AGAIN,
 }
 
 
