@@ -74,8 +74,12 @@ class Engine:
             StoreNotFound, StoreInaccessible, StoreVersion, CorruptMetadata.
         """
         store = Store.open(path, clock=clock)
-        recover(store)
-        return cls(store, noatime=noatime)
+        try:
+            recover(store)
+            return cls(store, noatime=noatime)
+        except errors.EngineError:
+            store.abandon()
+            raise
 
     async def close(self) -> None:
         """End every session, make everything durable, close the store.
@@ -423,7 +427,7 @@ class Engine:
             try:
                 return action(peer)
             finally:
-                peer.close()
+                peer.leave()  # what it committed is done, whether or not it is on the disk yet
 
         return await anyio.to_thread.run_sync(run)
 

@@ -7,11 +7,14 @@ and keeps others from taking over at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
 import time
 from pathlib import Path
+
+from nexus_engine.backends.files import translate
 
 _SUFFIX = ".lock"
 _SEQ_DIGITS = 20
@@ -35,7 +38,11 @@ class OwnerLock:
 
         The file is not synced itself: an older number is as true.
         """
-        os.pwrite(self._fd, b"%020d" % seq, 0)
+        try:
+            if os.pwrite(self._fd, b"%020d" % seq, 0) < _SEQ_DIGITS:
+                os.ftruncate(self._fd, 0)  # half a number could claim too much; none claims nothing
+        except OSError as error:
+            raise translate(error, f"write {self._path}") from error
 
     def synced(self) -> int:
         """Return what this owner noted last; 0 if nothing."""
@@ -44,13 +51,30 @@ class OwnerLock:
 
     def release(self) -> None:
         """Let go; nothing of this owner needs to be taken over any more."""
-        self._path.with_suffix(LISTENER).unlink(missing_ok=True)
-        self._path.unlink(missing_ok=True)
+        # A file that stays is that of a dead process with nothing left to do.
+        with contextlib.suppress(OSError):
+            self._path.with_suffix(LISTENER).unlink(missing_ok=True)
+            self._path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+    def abandon(self) -> None:
+        """Let go as a process does that dies: the next one takes over."""
         os.close(self._fd)
 
 
 def claim(peers: Path) -> OwnerLock:
-    """Become an owner."""
+    """Become an owner.
+
+    Raises:
+        NoSpace, StoreInaccessible, ObjectStoreFailed.
+    """
+    try:
+        return _claim(peers)
+    except OSError as error:
+        raise translate(error, f"use {peers}") from error
+
+
+def _claim(peers: Path) -> OwnerLock:
     peers.mkdir(mode=0o700, exist_ok=True)
     while True:
         path = peers / f"{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}"
@@ -71,9 +95,15 @@ def take_over(peers: Path, owner: str) -> OwnerLock | None:
     """Return the lock of an owner that is gone, ``None`` for one that lives.
 
     Waits for a process that was killed and is not quite gone.
+
+    Raises:
+        NoSpace, StoreInaccessible, ObjectStoreFailed.
     """
     path = peers / f"{owner}{_SUFFIX}"
-    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise translate(error, f"use {path}") from error
     deadline_s = time.monotonic() + DYING_LIMIT_S
     while True:
         try:

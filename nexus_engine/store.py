@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -35,6 +36,8 @@ from nexus_engine.types import ROOT_INO, Actor, Digest, Inode, Path, Seq
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+log = logging.getLogger(__name__)
 
 BUSY_LIMIT_S = 30.0
 """A writer waits this long for another process's transaction."""
@@ -83,15 +86,13 @@ class Store:
             raise errors.StoreInaccessible(f"cannot look into {path}: {error.strerror}") from error
         config = load_config(path)
         connection = Connection(str(path / DATABASE_NAME))
-        done = False
+        clock = clock or SystemClock()
         try:
             _retry(migrate, connection)
-            done = True
-        finally:
-            if not done:
-                connection.close()
-        clock = clock or SystemClock()
-        return cls(path, Database(connection, clock), config, clock)
+            return cls(path, Database(connection, clock), config, clock)
+        except errors.EngineError:
+            connection.close()
+            raise
 
     @classmethod
     def create(cls, path: FilePath, actor: Actor, *, clock: Clock | None = None) -> Store:
@@ -223,15 +224,32 @@ class Store:
         self.chunks.forget_sealed(names)
 
     def close(self) -> None:
-        """Sync and close."""
+        """Sync and close.
+
+        Raises:
+            EngineError: Not everything is durable, and the store still open: for another try, or
+                to `abandon`.
+        """
         self.chunks.close()
         _retry(self.retire_packs, self.complete_packs())
         self.database.sync()
-        self.abandon()
+        self._close_database()
         self._lock.release()
 
     def abandon(self) -> None:
-        """Close without taking leave: the next process to open the store takes over."""
+        """Close without taking leave: whoever opens the store next takes over."""
+        self._close_database()
+        self._lock.abandon()
+
+    def leave(self) -> None:
+        """Close; where that fails, leave the rest to whoever opens the store next."""
+        try:
+            self.close()
+        except errors.EngineError as error:
+            log.error("not everything is on the disk: %s; the next process finishes it", error)
+            self.abandon()
+
+    def _close_database(self) -> None:
         for connection in self._reader_connections:
             connection.close()
         self.database.close()
@@ -251,17 +269,17 @@ class Store:
                 connection = Connection(str(self.path / DATABASE_NAME))
                 self._reader_connections.append(connection)
                 reader = Reader(connection)
-            row = find(reader, digest)
-            self._idle_readers.append(reader)
+            try:
+                row = find(reader, digest)
+            finally:
+                self._idle_readers.append(reader)
         return None if row is None else Location._make(row)
 
     def _add_pack(self, name: str) -> None:
         if threading.get_ident() == self._thread:
             self.upkeep(self.database.add_pack, name, self.owner)
         else:
-            connection = Connection(str(self.path / DATABASE_NAME))
-            _retry(Database(connection, self.clock).add_pack, name, self.owner)
-            connection.close()
+            self.with_reader(lambda database: _retry(database.add_pack, name, self.owner))
 
 
 def _require_empty(path: FilePath) -> None:

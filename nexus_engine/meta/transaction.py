@@ -147,10 +147,9 @@ class Transaction(Reader):
         return self._head_seq
 
     def abort(self) -> None:
-        if self._connection.in_transaction:
-            self._run("ROLLBACK")
         self._head_seq, self._head_hash, self._head_time_ns = self._begun
         self._data_version = -1
+        self._connection.rollback()
 
     def _reload(self) -> None:
         """Forget what another process may have changed."""

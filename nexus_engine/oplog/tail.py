@@ -43,7 +43,6 @@ class Tail:
                 self._cursor = max(own)
                 own.clear()
             return None
-        self._version = version
         stale = Stale(self._cursor, set(), set())
         rows = self._connection.all(
             "SELECT seq, kind, ino, path, path2, details -> '$.replaced', details -> '$.exchanged'"
@@ -62,7 +61,8 @@ class Tail:
                 self._add_path(stale, path)
                 if path2 is not None:
                     self._add_path(stale, path2)
-        self._cursor = stale.upto
+        # Not before: after a read that failed, the next poll must look again.
+        self._cursor, self._version = stale.upto, version
         return stale if stale.entries or stale.inodes else None
 
     def _add_touched(self, stale: Stale, seq: Seq) -> None:

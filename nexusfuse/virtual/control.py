@@ -86,7 +86,11 @@ class ControlNode(FileNode):
 
         reply = await self._engine.in_peer(run)
         # The caller looks as soon as we answer: the kernel must have forgotten what was undone.
-        await self._tree.invalidate()
+        try:
+            await self._tree.invalidate()
+        except errors.EngineError as error:
+            # It is done all the same. The daemon looks again within a second.
+            log.error("%s is done; programs may see the old for a moment: %s", request.verb, error)
         return reply
 
 
