@@ -138,14 +138,14 @@ class Engine:
                 new = new._replace(mode=mode & ~lost)
         if new.size is not None:
             file = self.content.find_file(ino)
-            if file is not None:
+            alone = new == NewAttributes(size=new.size)
+            if file is not None and (alone or ino in self.content.unlinked):
                 attributes.check_size(new.size)
-                inode = await self.content.truncate(file, new.size, actor)
                 # No FLUSH may ever follow: truncate(2) of a file that somebody else has open.
-                await self.content.flush(file)
-                new = new._replace(size=None)
-                if not any(field is not None for field in new):
+                inode = await self.content.truncate(file, new.size, actor, flush=True)
+                if alone:
                     return inode
+                new = new._replace(size=None)
         await self.content.seal_inode(ino)
         inode = await self.store.write(attributes.set_attributes, actor, ino, new)
         if new.mtime_ns is not None:

@@ -93,6 +93,13 @@ class Extent(NamedTuple):
     def end(self) -> int:
         return self.start + self.length
 
+    def after(self, offset: int) -> Extent:
+        """Return the part that lies at and after a file offset before its end."""
+        skipped = max(0, offset - self.start)
+        return Extent(
+            self.start + skipped, self.length - skipped, self.digest, self.chunk_offset + skipped
+        )
+
 
 class Actor(NamedTuple):
     """Who did it, as known when the request came in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -81,11 +82,10 @@ class Content:
         if file.handles == 0 and file.session is None and self._files.get(file.ino) is file:
             del self._files[file.ino]
             if file.ino in self.unlinked:
-                self.unlinked.discard(file.ino)
-                try:
+                # Where that fails, upkeep does it.
+                with suppress(errors.EngineError):
                     self._store.database.drop_unlinked(file.ino)
-                except errors.StoreBusy:
-                    self.unlinked.add(file.ino)  # upkeep drops it
+                    self.unlinked.discard(file.ino)
 
     def drop_unlinked(self) -> None:
         """Drop the rows of unlinked inodes that are no longer open."""
@@ -227,16 +227,34 @@ class Content:
             file.gate.give()
         return len(data)
 
-    async def truncate(self, file: OpenFile, size: int, actor: Actor) -> Inode:
-        """Set the size of an open file, as part of its session."""
+    async def truncate(
+        self, file: OpenFile, size: int, actor: Actor, *, flush: bool = False
+    ) -> Inode:
+        """Set the size of an open file, as part of its session.
+
+        Args:
+            flush: As `flush` does, and where that fails the size is what it was.
+        """
         await self._split_from_others(file, actor)
         await file.gate.take()
         try:
+            begun = file.session is None
             session = file.session or self._begin(file, actor)
+            cut_off = session.beyond(size) if flush else None
             before = session.dirty.bytes
             session.truncate(size, self._clock.time_ns())
             self._dirty_bytes += session.dirty.bytes - before
-            return session.over(self._committed(file))
+            if cut_off is not None:
+                try:
+                    await self._flush(file)
+                except errors.EngineError:
+                    before = session.dirty.bytes
+                    session.take_back(cut_off)
+                    self._dirty_bytes += session.dirty.bytes - before
+                    if begun:
+                        file.session = None
+                    raise
+            return self.over(self._committed(file))
         finally:
             file.gate.give()
 
@@ -326,55 +344,62 @@ class Content:
         Raises:
             NoSpace: Nothing is lost: the bytes stay in memory, a later flush may succeed.
         """
+        if file.session is None or not file.session.unflushed:
+            return
+        await file.gate.take()
+        try:
+            await self._flush(file)
+        finally:
+            file.gate.give()
+
+    async def _flush(self, file: OpenFile) -> None:
+        """See `flush`. The file's gate is held."""
         session = file.session
         if session is None or not session.unflushed:
             return
         if file.ino in self.unlinked:
             return  # without a name there is nothing to come back to after a crash
-        await file.gate.take()
-        try:
-            session = file.session
-            if session is None or not session.unflushed:
-                return
-            ranges = session.dirty.ranges()
-            if session.dirty.bytes > INLINE_BYTES or len(ranges) > INLINE_RANGES:
-                await self._stage_all(session)
-                ranges = []
-            if len(session.staged) + len(ranges) <= INTENT_EXTENTS_MAX:
-                self._stage_with_intent(session, ranges)
-                return
-        finally:
-            file.gate.give()
-        await self.seal(file)
+        ranges = session.dirty.ranges()
+        if session.dirty.bytes > INLINE_BYTES or len(ranges) > INLINE_RANGES:
+            await self._stage_all(session)
+            ranges = []
+        if len(session.staged) + len(ranges) <= INTENT_EXTENTS_MAX:
+            self._stage_with_intent(session, ranges)
+        else:
+            await self._seal(file)
 
     async def seal(self, file: OpenFile) -> None:
         """End the session: one operation in the log."""
         await file.gate.take()
         try:
-            session = file.session
-            if session is None:
-                return
-            if file.ino in self.unlinked and file.handles == 0:
-                self._dirty_bytes -= session.dirty.bytes
-            else:
-                await self._stage_all(session)
-                if file.ino in self.unlinked:
-                    return  # no name, but still open: the session holds the content
-                committed = await self._store.write(
-                    commit_session, session.actor, session, self._store.locate
-                )
-                if committed is None:  # another process removed it
-                    self.unlinked.add(file.ino)
-                    if file.handles:
-                        return
-                else:
-                    # Only what a row names now: another session may rely on the rest.
-                    self._chunks.forget_pending([e.digest for e in session.staged.all()])
-                    file.inode = committed
-            file.session = None
+            await self._seal(file)
         finally:
             file.gate.give()
         self._drop_if_unused(file)
+
+    async def _seal(self, file: OpenFile) -> None:
+        """See `seal`. The file's gate is held."""
+        session = file.session
+        if session is None:
+            return
+        if file.ino in self.unlinked and file.handles == 0:
+            self._dirty_bytes -= session.dirty.bytes
+        else:
+            await self._stage_all(session)
+            if file.ino in self.unlinked:
+                return  # no name, but still open: the session holds the content
+            committed = await self._store.write(
+                commit_session, session.actor, session, self._store.locate
+            )
+            if committed is None:  # another process removed it
+                self.unlinked.add(file.ino)
+                if file.handles:
+                    return
+            else:
+                # Only what a row names now: another session may rely on the rest.
+                self._chunks.forget_pending([e.digest for e in session.staged.all()])
+                file.inode = committed
+        file.session = None
 
     async def renew_intents(self) -> None:
         """Write the intents of open sessions again, into the pack of now.
@@ -383,7 +408,7 @@ class Content:
         """
         for file in list(self._files.values()):
             session = file.session
-            if session is not None and session.flushes and not session.unflushed:
+            if session is not None and session.flushes:
                 session.unflushed = True
                 await self.flush(file)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -40,6 +40,16 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
     mtime_ns: int
     actor: Actor
     extents: list[Extent]
+
+
+class CutOff(NamedTuple):
+    """What a truncation took from a session."""
+
+    dirty: list[tuple[int, bytes]]
+    staged: list[Extent]
+    floor: int | None
+    end: int
+    mtime_ns: int
 
 
 class WriteSession:
@@ -73,6 +83,19 @@ class WriteSession:
         self.mtime_ns = now_ns
         self.unflushed = True
 
+    def beyond(self, size: int) -> CutOff:
+        """Return what a truncation takes away, for `take_back` should that not last."""
+        return CutOff(
+            [
+                (max(dirty.start, size), bytes(dirty.data[max(0, size - dirty.start) :]))
+                for dirty in self.dirty.overlapping(size, SIZE_MAX)
+            ],
+            [extent.after(size) for extent in self.staged.overlapping(size, SIZE_MAX)],
+            self.floor,
+            self.end,
+            self.mtime_ns,
+        )
+
     def truncate(self, size: int, now_ns: int) -> None:
         self.dirty.truncate(size)
         self.staged.truncate(size)
@@ -80,6 +103,14 @@ class WriteSession:
         self.end = size
         self.mtime_ns = now_ns
         self.unflushed = True
+
+    def take_back(self, cut_off: CutOff) -> None:
+        """Undo a truncation; nothing was written since."""
+        for extent in cut_off.staged:
+            self.staged.put(extent)
+        for start, data in cut_off.dirty:
+            self.dirty.write(start, data)
+        self.floor, self.end, self.mtime_ns = cut_off.floor, cut_off.end, cut_off.mtime_ns
 
     def size_over(self, committed: int) -> int:
         """Return the file's size over committed content, which others may have made longer."""

@@ -178,3 +178,23 @@ async def test_an_open_session_keeps_what_a_peer_appended(store: Path) -> None:
     await first.close()
     assert await content(second, b"file") == b"X12"
     await second.close()
+
+
+async def test_a_pack_is_not_left_before_what_was_promised_in_it_is_elsewhere(store: Path) -> None:
+    """A file is open, was fsynced, and is written to again when its pack has become full."""
+    engine = Engine.start(store)
+    await put(engine, b"file", b"")
+    await engine.close()
+    die(
+        store,
+        "await engine.write(handle, 0, b'promised')",
+        "await engine.fsync(handle)",
+        "chunks = engine.store.chunks",
+        "chunks.finish({pack.pack for pack in chunks.packs_written()})",
+        "await engine.write(handle, 100, b'later')",
+        "await engine._upkeep()",
+        "assert not engine.store.complete_packs()",
+    )
+    engine = Engine.start(store)
+    assert (await content(engine, b"file")).startswith(b"promised")
+    await engine.close()
