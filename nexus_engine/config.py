@@ -51,6 +51,8 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classes: list[ClassRule] = []
     interval: str = "1h"
     """How often a daemon prunes."""
+    make_room: bool = False
+    """Prune earlier when the disk is nearly full."""
 
     def __post_init__(self) -> None:
         ages = [seconds(self.keep_all), *(seconds(tier.until) for tier in self.thin)]
@@ -78,6 +80,8 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes that wait in memory, over all files."""
     chunk_cache_mib: int = 64
     """Decoded chunks kept in memory."""
+    reserve_mib: int = 64
+    """Kept back on the disk for emptying it when it is full; 0 keeps nothing back."""
     retention: Retention | None = None
     """Without it everything is kept for ever."""
 

@@ -6,6 +6,7 @@ wake-up costs ten times the query; what waits for a disk or the network goes to 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -45,6 +46,9 @@ Groups = Callable[[], Collection[int]]
 log = logging.getLogger(__name__)
 
 UPKEEP_INTERVAL_S = 1.0
+ROOM_PAUSE_S = 60.0
+"""Between two attempts at making room."""
+DEAD_SHARE_WHEN_LOW = 0.1
 _WATCHED_BYTES = 128 * 1024
 
 
@@ -62,6 +66,8 @@ class Engine:
         self.content = Content(store, noatime=noatime)
         self.tail = Tail(store.database)
         self._synced = (time.monotonic(), self.reader.head())
+        self._made_room_s = float("-inf")
+        self._was_full = False
 
     @classmethod
     def start(cls, path: FilePath, *, clock: Clock | None = None, noatime: bool = False) -> Engine:
@@ -76,6 +82,7 @@ class Engine:
         store = Store.open(path, clock=clock)
         try:
             recover(store)
+            store.reserve.fill()
             return cls(store, noatime=noatime)
         except errors.EngineError:
             store.abandon()
@@ -242,7 +249,9 @@ class Engine:
         """Content first: its record must not come after its file's removal."""
         dentry = self.reader.find_dentry(parent, name)
         if dentry is not None:
-            await self.content.seal_inode(dentry.ino)
+            # With the disk full it stays in memory; its program was told, and the file may go.
+            with contextlib.suppress(errors.NoSpace):
+                await self.content.seal_inode(dentry.ino)
 
     def _changed(self, inode: Inode) -> Inode:
         file = self.content.find_file(inode.ino)
@@ -409,7 +418,11 @@ class Engine:
         Returns:
             The log's end.
         """
-        await self.content.seal_all()
+        try:
+            await self.content.seal_all()
+        except errors.NoSpace as error:
+            # Their programs were told so; a command may be what makes room.
+            log.warning("not all that was written is in the log: %s", error)
         return self.reader.head()
 
     async def in_reader(self, action: Callable[[Database], R]) -> R:
@@ -463,31 +476,69 @@ class Engine:
             await anyio.sleep_forever()
             return
         while True:
-            await anyio.sleep(seconds(policy.interval))
+            dead_share = await self._until_pruning(policy)
             try:
-                await self.in_peer(partial(_prune, policy))
+                await self.in_peer(partial(_prune, policy, dead_share))
             except errors.EngineError as error:
                 log.error("pruning: %s; trying again in %s", error, policy.interval)
 
+    async def _until_pruning(self, policy: Retention) -> float:
+        """Wait until it is time to prune, or until room is wanted that may be made.
+
+        Returns:
+            Which share of a pack must be dead for gc to rewrite it.
+        """
+        begun_s, interval_s = time.monotonic(), seconds(policy.interval)
+        while (waited_s := time.monotonic() - begun_s) < interval_s:
+            await anyio.sleep(min(UPKEEP_INTERVAL_S, interval_s - waited_s))
+            reserve = self.store.reserve
+            # What is not old enough yet may be a minute later.
+            due = time.monotonic() - self._made_room_s >= ROOM_PAUSE_S
+            if policy.make_room and due and reserve.is_low():
+                log.warning("%d bytes are left on the disk: pruning early", reserve.free_bytes())
+                self._made_room_s = time.monotonic()
+                await self._finish_packs()
+                return DEAD_SHARE_WHEN_LOW
+        return gc.DEAD_SHARE
+
+    async def _finish_packs(self) -> None:
+        """Begin new packs, so that gc can look at those of now."""
+        self.store.chunks.finish({pack.pack for pack in self.store.chunks.packs_written()})
+        await self._retire_packs()
+
     async def _upkeep(self) -> None:
-        config = self.store.config
-        limit_ns = int(config.session_limit_s * 1e9)
-        await self.content.seal_all(older_than_ns=self.store.clock.time_ns() - limit_ns)
-        self.content.drop_unlinked()
-        self.content.write_access_times()
+        await anyio.to_thread.run_sync(self.store.reserve.renew)
+        if self.store.reserve.spent and not self._was_full:
+            await self._finish_packs()
+        self._was_full = self.store.reserve.spent
+        limit_ns = int(self.store.config.session_limit_s * 1e9)
+        try:
+            await self.content.seal_all(older_than_ns=self.store.clock.time_ns() - limit_ns)
+            self.content.drop_unlinked()
+            self.content.write_access_times()
+        finally:
+            # Also with the disk full: what makes room waits for our answers.
+            await self._keep_store()
+
+    async def _keep_store(self) -> None:
         await self._leave_packs()
+        config = self.store.config
         now_s, head = time.monotonic(), self.reader.head()
         due = now_s - self._synced[0] >= config.sync_interval_s
         if due and (head != self._synced[1] or self.store.has_unsynced_chunks()):
             await self.sync()
             self._synced = (now_s, head)
         await anyio.to_thread.run_sync(self.store.checkpoint)
+        await self._retire_packs()
+
+    async def _retire_packs(self) -> None:
+        """Have recovery, and nobody but gc, look into complete packs no more."""
         await anyio.to_thread.run_sync(self.store.chunks.seal_full)
         complete = self.store.complete_packs()
         if complete:
             await self.content.renew_intents()
             await self.sync()
-            self.store.retire_packs(complete)
+            self.store.with_reserve(self.store.retire_packs, complete)
 
     async def _leave_packs(self) -> None:
         """Answer gc, which wants to know that nobody begins to rely on a pack that goes."""
@@ -498,7 +549,7 @@ class Engine:
         if packs:
             await self.content.leave_packs([name for _, name in packs])
             numbers = [number for number, _ in packs]
-            gc_queries.note_seen(connection, numbers, self.store.owner)
+            self.store.with_reserve(gc_queries.note_seen, connection, numbers, self.store.owner)
 
     def figures(self) -> dict[str, int]:
         """Return the engine's own gauges, for status displays."""
@@ -512,16 +563,17 @@ class Engine:
         return FsUsage(
             block_size=4096,
             blocks=int(disk.f_blocks * scale),
-            blocks_free=int(disk.f_bavail * scale),
+            blocks_free=max(0, disk.f_bavail * disk.f_frsize - self.store.reserve.missing_bytes())
+            // 4096,
             inodes=inodes + 2**32,
             inodes_free=2**32,
         )
 
 
-def _prune(policy: Retention, store: Store) -> None:
+def _prune(policy: Retention, dead_share: float, store: Store) -> None:
     actor = Actor(store.path.stat().st_uid, 0, os.getpid(), command="retention")
     dropped = prune(store, policy, actor)
-    collected = gc.collect(store)
+    collected = gc.collect(store, dead_share=dead_share)
     log.info(
         "pruned %d rows; gave back %d bytes in %d packs",
         dropped, collected.freed_bytes, collected.packs,

@@ -8,6 +8,7 @@ and keeps others from taking over at the same time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -42,7 +43,8 @@ class OwnerLock:
             if os.pwrite(self._fd, b"%020d" % seq, 0) < _SEQ_DIGITS:
                 os.ftruncate(self._fd, 0)  # half a number could claim too much; none claims nothing
         except OSError as error:
-            raise translate(error, f"write {self._path}") from error
+            if error.errno != errno.ENOSPC:  # so full that nothing can be overwritten
+                raise translate(error, f"write {self._path}") from error
 
     def synced(self) -> int:
         """Return what this owner noted last; 0 if nothing."""
@@ -82,7 +84,9 @@ def _claim(peers: Path) -> OwnerLock:
         fcntl.flock(fd, fcntl.LOCK_EX)
         # Between the two somebody may have found the file unlocked and cleared it away.
         if path.exists() and os.path.samestat(path.stat(), os.fstat(fd)):
-            return OwnerLock(path, fd)
+            lock = OwnerLock(path, fd)
+            lock.note_synced(0)  # takes its room on the disk now
+            return lock
         os.close(fd)
 
 

@@ -15,6 +15,7 @@ from nexus_engine import errors
 from nexus_engine.meta.tail_queries import iter_extents_since
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
+from nexus_engine.reserve import frees_space
 from nexus_engine.store import Store
 from nexus_engine.types import SIZE_MAX, Actor, Digest, Ino, Seq
 
@@ -66,6 +67,7 @@ def _is_there(store: Store, packs: Container[str], digest: Digest) -> bool:
     return True
 
 
+@frees_space
 def _take_back(tx: Transaction, lost: set[Digest], first: dict[Ino, Seq]) -> None:
     for ino, seq in first.items():
         if not lost.isdisjoint(e.digest for e in tx.extents(ino, 0, SIZE_MAX)):

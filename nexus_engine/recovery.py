@@ -22,6 +22,7 @@ from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import owners, take_over
 from nexus_engine.power_loss import take_back_lost_content
 from nexus_engine.records import Change
+from nexus_engine.reserve import frees_space
 from nexus_engine.store import Store
 from nexus_engine.types import SIZE_MAX, Digest, Ino, Inode, Seq
 
@@ -151,6 +152,7 @@ def _finish(store: Store, intent: Intent, locations: dict[Digest, tuple[Any, ...
     return store.transact(rule, intent.actor, session, locations.get) is not None
 
 
+@frees_space
 def _commit_beneath(
     tx: Transaction,
     session: WriteSession,

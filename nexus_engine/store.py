@@ -4,6 +4,7 @@
 
     STORE/meta.db      metadata and log (SQLite)
     STORE/packs/…      chunks
+    STORE/reserve      space held back for emptying a full disk
     STORE/store.yaml   settings, optional
     STORE/peers/…      a lock and a socket for each process that has the store open
 """
@@ -32,6 +33,7 @@ from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import claim
 from nexus_engine.records import Change
+from nexus_engine.reserve import Reserve, full, may_use_reserve
 from nexus_engine.types import ROOT_INO, Actor, Digest, Inode, Path, Seq
 
 P = ParamSpec("P")
@@ -59,6 +61,7 @@ class Store:
         self._idle_readers: list[Reader] = []
         self._reader_connections: list[Connection] = []
         self.peers = path / "peers"
+        self.reserve = Reserve(path, config.reserve_mib * _MIB)
         self._lock = claim(self.peers)
         self.owner = self._lock.owner
         self.objects = LocalObjectStore(path)
@@ -85,6 +88,7 @@ class Store:
         except OSError as error:
             raise errors.StoreInaccessible(f"cannot look into {path}: {error.strerror}") from error
         config = load_config(path)
+        Reserve(path, config.reserve_mib * _MIB).spend_if_full()
         connection = Connection(str(path / DATABASE_NAME))
         clock = clock or SystemClock()
         try:
@@ -138,8 +142,12 @@ class Store:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Run a rule in a transaction, in the event loop; wait only for other processes."""
-        transact = self.database.transact
+        """Run a rule in a transaction, in the event loop; wait only for other processes.
+
+        Raises:
+            NoSpace: The disk is full; what frees space is tried again with the reserve.
+        """
+        transact = self._transact
         try:
             return transact(rule, actor, *args, **kwargs)
         except errors.StoreBusy:
@@ -165,11 +173,52 @@ class Store:
         **kwargs: P.kwargs,
     ) -> R:
         """Run a rule in a transaction; blocks while another process writes."""
-        return _retry(self.database.transact, rule, actor, *args, **kwargs)
+        return _retry(self._transact, rule, actor, *args, **kwargs)
+
+    def _transact(
+        self,
+        rule: Callable[Concatenate[Transaction, P], R],
+        actor: Actor,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        if self.reserve.spent:
+            return self._transact_when_full(rule, actor, *args, **kwargs)
+        try:
+            return self.database.transact(rule, actor, *args, **kwargs)
+        except errors.NoSpace:
+            if not (may_use_reserve(rule) and self.reserve.spend()):
+                raise
+        return self._transact_when_full(rule, actor, *args, **kwargs)
+
+    def _transact_when_full(
+        self,
+        rule: Callable[Concatenate[Transaction, P], R],
+        actor: Actor,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        if not may_use_reserve(rule):
+            raise full()
+        result = self.database.transact(rule, actor, *args, **kwargs)
+        # A thousand deletes a second would outrun the thread that shortens the write-ahead log.
+        self.checkpoint()
+        return result
 
     def upkeep(self, action: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one of the database's upkeep methods; blocks while another process writes."""
-        return _retry(action, *args, **kwargs)
+        return _retry(self.with_reserve, action, *args, **kwargs)
+
+    def with_reserve(self, action: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run what must go on while the disk is full; it can be run again after it failed."""
+        try:
+            return action(*args, **kwargs)
+        except errors.NoSpace:
+            if not self.reserve.spend():
+                raise
+        return action(*args, **kwargs)
 
     def locate(self, digest: Digest) -> tuple[Any, ...] | None:
         """Return where a chunk is that the index does not know yet."""
@@ -186,9 +235,9 @@ class Store:
 
     def checkpoint(self) -> None:
         """Shorten the write-ahead log if it has grown; that makes what is in it durable."""
-        if self.database.needs_checkpoint():
+        if self.database.needs_checkpoint(urgent=self.reserve.spent):
             self.chunks.sync()  # never a durable name for a chunk that is not
-            self.database.checkpoint()
+            self.with_reserve(self.database.checkpoint, restart=self.reserve.spent)
 
     def has_unsynced_chunks(self) -> bool:
         return any(pack.synced_length < pack.length for pack in self.chunks.packs_written())
@@ -231,7 +280,7 @@ class Store:
                 to `abandon`.
         """
         self.chunks.close()
-        _retry(self.retire_packs, self.complete_packs())
+        self.upkeep(self.retire_packs, self.complete_packs())
         self.database.sync()
         self._close_database()
         self._lock.release()

@@ -45,6 +45,7 @@ def configure(*, debug: bool, log_file: Path | None) -> None:
     handler = logging.FileHandler(log_file) if log_file is not None else logging.StreamHandler()
     journal = log_file is None and "JOURNAL_STREAM" in os.environ
     handler.setFormatter(_KeyValueFormatter(priorities=journal))
+    logging.raiseExceptions = False  # a log on a full disk is no reason to say more in it
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
     # pyfuse3 has a debug line for every task and request.
     logging.getLogger("pyfuse3").setLevel(logging.INFO)

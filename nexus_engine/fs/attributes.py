@@ -11,6 +11,7 @@ from nexus_engine.meta.transaction import Transaction
 from nexus_engine.permissions.acl import ACCESS, Acl
 from nexus_engine.permissions.acl import NAMES as ACLS
 from nexus_engine.records import Change
+from nexus_engine.reserve import frees_space
 from nexus_engine.types import NAME_MAX, SIZE_MAX, XATTR_LIST_MAX, XATTR_VALUE_MAX, Ino, Inode
 
 XATTR_CREATE = 1
@@ -31,6 +32,7 @@ class NewAttributes(NamedTuple):
     mtime_ns: int | None = None
 
 
+@frees_space
 def set_attributes(tx: Transaction, ino: Ino, new: NewAttributes) -> Inode:
     """Change mode, owner, times, size.
 
@@ -97,6 +99,7 @@ def _require_listable(tx: Transaction, ino: Ino, name: bytes) -> None:
         raise errors.TooManyXattrs(f"the names of all attributes take {listed} bytes")
 
 
+@frees_space
 def remove_xattr(tx: Transaction, ino: Ino, name: bytes) -> None:
     """Remove an extended attribute that means nothing to us.
 

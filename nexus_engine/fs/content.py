@@ -19,6 +19,7 @@ from nexus_engine.fs.files import (
     WriteSession,
     commit_session,
 )
+from nexus_engine.reserve import full
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Digest, Extent, Ino, Inode, Seq
 
@@ -32,6 +33,10 @@ INLINE_BYTES = 65536
 INLINE_RANGES = 32
 BATCH_RANGES = 1024
 _STORED_MAX = 65536
+_COMMIT_BYTES = 512 * 1024
+"""What a full disk should still have for the record of what was written."""
+_LOOK_BYTES = 16 * 1024 * 1024
+"""After so many bytes written the disk's free space is looked at again."""
 _MIB = 1024 * 1024
 
 
@@ -46,6 +51,8 @@ class Content:
         self.access_times = AccessTimes(store, enabled=not noatime)
         self._files: dict[Ino, OpenFile] = {}
         self._dirty_bytes = 0
+        self._room_bytes = 0
+        """May be written before the disk is looked at again."""
         self._stored: dict[tuple[Ino, Seq], int] = {}
         self._dirty_limit = store.config.dirty_limit_mib * _MIB
         self._threads = anyio.CapacityLimiter(4)
@@ -209,7 +216,10 @@ class Content:
             NoSpace: What was written before has no room; nothing of this write was taken.
         """
         if self._dirty_bytes > self._dirty_limit:
-            await self._relieve()
+            await self._relieve(self._dirty_limit // 2)
+        self._room_bytes -= len(data)
+        if self._room_bytes < 0 or self._store.reserve.spent:
+            await self._find_room(len(data))
         file = handle.file
         await self._split_from_others(file, handle.actor)
         await file.gate.take()
@@ -238,6 +248,8 @@ class Content:
         await self._split_from_others(file, actor)
         await file.gate.take()
         try:
+            if self._store.reserve.spent and size > self.over(self._committed(file)).size:
+                raise full()
             begun = file.session is None
             session = file.session or self._begin(file, actor)
             cut_off = session.beyond(size) if flush else None
@@ -286,6 +298,7 @@ class Content:
 
     async def _stage(self, session: WriteSession, ranges: list[DirtyRange]) -> None:
         """Move dirty ranges into chunks. The file's gate is held."""
+        self._require_admission(ranges)
         data = [dirty.data for dirty in ranges]
         total = sum(map(len, data))
         if total <= INLINE_BYTES and len(data) <= INLINE_RANGES:
@@ -296,14 +309,23 @@ class Content:
 
     def _stage_with_intent(self, session: WriteSession, ranges: list[DirtyRange]) -> None:
         """Move a few dirty ranges into chunks, and the intent after them, in one write."""
+        self._require_admission(ranges)
         staged = session.staged.all()
         head = self._store.database.known_head
-        digests = self._chunks.put_many(
+        put = partial(
+            self._chunks.put_many,
             [dirty.data for dirty in ranges],
             lambda digests: session.intent(head, staged + _extents(ranges, digests)),
         )
+        # An intent alone only says what is kept anyway, or that a file was truncated.
+        digests = put() if ranges else self._store.with_reserve(put)
         self._staged(session, ranges, digests)
         session.unflushed = False
+
+    def _require_admission(self, ranges: list[DirtyRange]) -> None:
+        """Refuse new content while what is left of the disk is for deleting."""
+        if ranges and self._store.reserve.spent:
+            raise full()
 
     def _staged(
         self, session: WriteSession, ranges: list[DirtyRange], digests: list[Digest]
@@ -326,10 +348,25 @@ class Content:
         if batch:
             await self._stage(session, batch)
 
-    async def _relieve(self) -> None:
-        """Bring the bytes that wait in memory under their limit, longest waiting first."""
+    async def _find_room(self, length: int) -> None:
+        """Refuse now what there would be no room for when the file is closed.
+
+        How far the next look is away halves as the disk fills up.
+        """
+        reserve = self._store.reserve
+        for _ in range(2):
+            room = reserve.free_bytes() - _COMMIT_BYTES - self._dirty_bytes - length
+            if not reserve.spent and room >= 0:
+                self._room_bytes = min(room // 2, _LOOK_BYTES)
+                return
+            # Compressed, or there already, they may need less.
+            await self._relieve(0)
+        raise full()
+
+    async def _relieve(self, target_bytes: int) -> None:
+        """Bring the bytes that wait in memory down to a number, longest waiting first."""
         for file in list(self._files.values()):
-            if self._dirty_bytes <= self._dirty_limit // 2:
+            if self._dirty_bytes <= target_bytes:
                 return
             await file.gate.take()
             try:
@@ -426,7 +463,8 @@ class Content:
                 for digest in {extent.digest for extent in session.staged.all()}:
                     row = self._reader.find_chunk(digest)
                     if row is not None and row[0] in packs and not self._chunks.pending(digest):
-                        await self._in_thread(partial(self._chunks.put_again, digest))
+                        again = partial(self._chunks.put_again, digest)
+                        await self._in_thread(partial(self._store.with_reserve, again))
             finally:
                 file.gate.give()
 

@@ -18,6 +18,7 @@ from nexus_engine.fs.extents import DirtyMap, ExtentMap
 from nexus_engine.fs.gate import Gate
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
+from nexus_engine.reserve import frees_space
 from nexus_engine.types import SIZE_MAX, Actor, Digest, Extent, Ino, Inode, Seq
 
 INTENT_EXTENTS_MAX = 256
@@ -158,6 +159,7 @@ class WriteSession:
         return session
 
 
+@frees_space
 def commit_session(
     tx: Transaction, session: WriteSession, locate: Callable[[Digest], tuple[Any, ...] | None]
 ) -> Inode | None:

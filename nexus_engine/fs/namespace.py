@@ -13,6 +13,7 @@ from nexus_engine import errors
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.permissions import acl
 from nexus_engine.records import Change
+from nexus_engine.reserve import frees_space
 from nexus_engine.types import NAME_MAX, ROOT_INO, SYMLINK_MAX, Ino, Inode, Name
 
 RENAME_NOREPLACE = 1
@@ -130,6 +131,7 @@ def link(tx: Transaction, ino: Ino, parent: Ino, name: Name) -> Inode:
     return inode
 
 
+@frees_space
 def unlink(tx: Transaction, parent: Ino, name: Name, keep: Container[Ino] = ()) -> Inode:
     """Remove a name of something that is not a directory.
 
@@ -152,6 +154,7 @@ def unlink(tx: Transaction, parent: Ino, name: Name, keep: Container[Ino] = ()) 
     return inode
 
 
+@frees_space
 def rmdir(tx: Transaction, parent: Ino, name: Name) -> Inode:
     """Remove an empty directory.
 
@@ -170,6 +173,7 @@ def rmdir(tx: Transaction, parent: Ino, name: Name) -> Inode:
     return inode
 
 
+@frees_space
 def rename(
     tx: Transaction,
     parent: Ino,

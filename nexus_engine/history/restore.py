@@ -15,6 +15,7 @@ from nexus_engine.meta import retention_queries
 from nexus_engine.meta.reader import AsOfReader, Listed, View, resolve
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
+from nexus_engine.reserve import frees_space
 from nexus_engine.store import Store
 from nexus_engine.types import (
     NO_INO,
@@ -87,6 +88,7 @@ def restore(
     )  # fmt: skip
 
 
+@frees_space
 def restore_path(
     tx: Transaction,
     path: Path,

@@ -11,6 +11,7 @@ from nexus_engine.meta.database import Database
 from nexus_engine.meta.history_queries import SnapshotRow
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
+from nexus_engine.reserve import frees_space
 from nexus_engine.store import Store
 from nexus_engine.types import NAME_MAX, ROOT_INO, Actor, Path, Seq
 
@@ -55,6 +56,7 @@ def add_snapshot(tx: Transaction, name: str) -> Seq:
     return seq
 
 
+@frees_space
 def remove_snapshot(tx: Transaction, name: str) -> None:
     """Rule: see ``drop``."""
     seq = tx.find_snapshot(name)

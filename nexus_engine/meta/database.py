@@ -22,6 +22,7 @@ ChunkRow = tuple[Any, ...]
 
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 """Past this size the write-ahead log is copied back, by a thread."""
+URGENT_BYTES = 4 * 1024 * 1024
 RESTART_BYTES = 4 * CHECKPOINT_BYTES
 """Past this size writers wait a moment so that the log can begin anew: under a steady load it
 would never find the gap by itself, and reading through a long log is slow."""
@@ -191,17 +192,22 @@ class Database:
             self._second = Connection(self.connection.path)
         return self._second
 
-    def needs_checkpoint(self) -> bool:
-        return self.connection.wal_bytes() >= CHECKPOINT_BYTES
+    def needs_checkpoint(self, *, urgent: bool = False) -> bool:
+        """Tell whether the write-ahead log is long; ``urgent``: every MiB counts."""
+        return self.connection.wal_bytes() >= (URGENT_BYTES if urgent else CHECKPOINT_BYTES)
 
-    def checkpoint(self) -> None:
-        """Move the write-ahead log into the database. Blocks on the disk."""
+    def checkpoint(self, *, restart: bool = False) -> None:
+        """Move the write-ahead log into the database. Blocks on the disk.
+
+        Args:
+            restart: Have the log give back its space in any case.
+        """
         size = self.connection.wal_bytes()
         with self._sync_lock:
             if self._unsure:
                 self._sync()  # SQLite's own sync would believe the kernel
             self._unsure = True
-            self._own_connection().checkpoint(restart=size >= RESTART_BYTES)
+            self._own_connection().checkpoint(restart=restart or size >= RESTART_BYTES)
             self._unsure = False
 
     def close(self) -> None:

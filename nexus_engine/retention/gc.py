@@ -79,10 +79,15 @@ def collect(
         NoSpace: No room for what has to be copied.
     """
     recover(store)
-    worth = [pack.number for pack in _use(store) if _dead_share(store, pack) >= dead_share]
+    use = _use(store)
+    worth = [pack.number for pack in use if _dead_share(store, pack) >= dead_share]
     worth += gc_queries.packs_holding(store.database.connection, holding)
     _change(store, gc_queries.retire, worth)
-    retiring = gc_queries.retiring_packs(store.database.connection)
+    live = {pack.number: pack.live_bytes for pack in use}
+    # On a full disk what one pack gives back has room for what the next has to keep.
+    retiring = sorted(
+        gc_queries.retiring_packs(store.database.connection), key=lambda pack: live.get(pack[0], 0)
+    )
     if not retiring:
         return Collected(0, 0, 0)
     _await_all(store, [number for number, _ in retiring])
@@ -139,7 +144,7 @@ def _empty(store: Store, number: int, name: str) -> tuple[int, int]:
     copied = 0
     for batch in _batches(gc_queries.outgoing(connection, number, live=True)):
         places = [(chunk.digest, Location._make(chunk.location)) for chunk in batch]
-        moved = store.chunks.copy(places)
+        moved = store.with_reserve(store.chunks.copy, places)
         copied += sum(place.stored_length for place in moved)
         store.chunks.sync()
         entries = [(c.digest, to.pack, to.offset) for c, to in zip(batch, moved, strict=True)]

@@ -17,6 +17,7 @@ from nexus_engine.meta.database import Database
 from nexus_engine.meta.retention_queries import Horizon
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
+from nexus_engine.reserve import frees_space
 from nexus_engine.retention.policy import Kept, choose
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Ino, Path, Seq
@@ -90,6 +91,7 @@ def prune(store: Store, policy: Retention, actor: Actor, progress: Progress | No
     return drop(store, planned.horizon, progress)
 
 
+@frees_space
 def _announce(tx: Transaction, planned: Plan) -> None:
     connection = tx.connection
     if _kept_now(connection) != planned.before:

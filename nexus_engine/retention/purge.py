@@ -12,6 +12,7 @@ from nexus_engine import errors
 from nexus_engine.meta import history_queries, purge_queries
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
+from nexus_engine.reserve import frees_space
 from nexus_engine.retention import gc
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Name, Path
@@ -87,6 +88,7 @@ def _purge(
     return Purged(len(inos), len(gone), paths, collected.freed_bytes)
 
 
+@frees_space
 def _forget(tx: Transaction, inos: list[Ino], only: Digest | None, path: Path, chunks: int) -> None:
     for ino in inos:
         if only is None:

@@ -12,6 +12,7 @@ from nexus_engine import errors
 from nexus_engine.history.undo.apply import Progress, write_plan
 from nexus_engine.history.undo.plan import Conflict, Item, UndoPlan, plan_undo
 from nexus_engine.meta.transaction import Transaction
+from nexus_engine.reserve import frees_space
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Ino, Seq
 
@@ -58,6 +59,7 @@ def apply_undo(
     else:
         plan = plan_undo(store, wanted, actor=actor, force=force, groups=groups)
 
+    @frees_space
     def undo(tx: Transaction) -> UndoResult:
         current = plan
         if tx.head_seq != plan.head:
