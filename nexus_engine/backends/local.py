@@ -108,6 +108,13 @@ class LocalObjectStore:
             if error.errno not in _GONE:
                 raise translate(error, f"delete {key}") from error
 
+    def forget_deleted(self) -> None:
+        """Close objects that another process deleted: until then their blocks are not free."""
+        with self._lock:
+            gone = [key for key, file in self._open.items() if not os.fstat(file.fd).st_nlink]
+            for key in gone:
+                del self._open[key]
+
     def _get_file(self, key: str) -> OpenFile:
         file = self._find_open(key)
         if file is not None:

@@ -87,6 +87,9 @@ class OwnPacks:
 
     def seal_full(self) -> None:
         """Hand full packs over to the object store. May take long: an upload, on S3."""
+        with self._append_lock:
+            if self._current is not None and self._current.full:
+                self._current = None  # held open, it would keep its blocks when gc removes it
         for writer in self._unsealed():
             if writer.full:
                 self._seal(writer)
