@@ -522,6 +522,7 @@ class Engine:
 
     async def _keep_store(self) -> None:
         await self._leave_packs()
+        self.store.objects.forget_deleted()
         config = self.store.config
         now_s, head = time.monotonic(), self.reader.head()
         due = now_s - self._synced[0] >= config.sync_interval_s

@@ -183,26 +183,15 @@ class Store:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        if self.reserve.spent:
-            return self._transact_when_full(rule, actor, *args, **kwargs)
-        try:
-            return self.database.transact(rule, actor, *args, **kwargs)
-        except errors.NoSpace:
-            if not (may_use_reserve(rule) and self.reserve.spend()):
-                raise
-        return self._transact_when_full(rule, actor, *args, **kwargs)
-
-    def _transact_when_full(
-        self,
-        rule: Callable[Concatenate[Transaction, P], R],
-        actor: Actor,
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> R:
-        if not may_use_reserve(rule):
+        if not self.reserve.spent:
+            try:
+                return self.database.transact(rule, actor, *args, **kwargs)
+            except errors.NoSpace:
+                if not may_use_reserve(rule):
+                    raise
+        elif not may_use_reserve(rule):
             raise full()
-        result = self.database.transact(rule, actor, *args, **kwargs)
+        result = self.with_reserve(self.database.transact, rule, actor, *args, **kwargs)
         # A thousand deletes a second would outrun the thread that shortens the write-ahead log.
         self.checkpoint()
         return result
@@ -213,12 +202,12 @@ class Store:
 
     def with_reserve(self, action: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run what must go on while the disk is full; it can be run again after it failed."""
-        try:
-            return action(*args, **kwargs)
-        except errors.NoSpace:
-            if not self.reserve.spend():
-                raise
-        return action(*args, **kwargs)
+        while True:
+            try:
+                return action(*args, **kwargs)
+            except errors.NoSpace:
+                if not self.reserve.spend():
+                    raise
 
     def locate(self, digest: Digest) -> tuple[Any, ...] | None:
         """Return where a chunk is that the index does not know yet."""

@@ -41,6 +41,8 @@ DEAD_SHARE = 0.5
 """A pack with at least this share of dead bytes is worth copying the rest."""
 WAIT_S = 30.0
 _POLL_S = 0.05
+_MARGIN_BYTES = 1 << 20
+"""Room for rows, besides what is copied."""
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 500
 
@@ -95,6 +97,10 @@ def collect(
     gc_queries.find_outgoing(store.database.connection)
     done = Collected(0, 0, 0)
     for count, (number, name) in enumerate(retiring, start=1):
+        if live.get(number, 0) + _MARGIN_BYTES > store.reserve.usable_bytes():
+            log.error("pack %s stays: no room for the %d bytes in it that live", name, live[number])
+            _change(store, gc_queries.keep, number)
+            continue
         try:
             freed, copied = _empty(store, number, name)
         except (errors.CorruptChunk, errors.ObjectNotFound) as error:
