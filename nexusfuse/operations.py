@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,11 +21,11 @@ from nexus_engine.engine import Engine
 from nexus_engine.fs.files import Handle
 from nexus_engine.types import Actor, Ino, Inode, Name
 from nexusfuse.actors import ActorResolver, groups_of
+from nexusfuse.asked import mode_before_umask, with_times_of_now
 from nexusfuse.attributes import from_entry, negative_entry, read_only, to_entry
 from nexusfuse.errno_map import fuse_request
 from nexusfuse.handles import HandleTable
 from nexusfuse.invalidate import forget_attributes
-from nexusfuse.umask import mode_before_umask
 from nexusfuse.virtual.base import Entry, OpenDirectory, OpenFile, volatile
 from nexusfuse.virtual.numbers import NAMES, VIRTUAL, NodeKind, node_number
 from nexusfuse.virtual.reports import EventStream
@@ -174,7 +175,7 @@ class Operations(pyfuse3.Operations):
             if self.tree.is_control(ino) and fields.update_size:
                 return await self.tree.node(ino).attributes()  # `echo … > control` truncates
             raise read_only()
-        new = from_entry(attr, fields)
+        new = with_times_of_now(ctx.pid, from_entry(attr, fields), time.time_ns())
         groups = partial(groups_of, ctx.pid)
         inode = await self._engine.setattr(Ino(ino), new, self._actor(ctx), groups)
         return self._entry(inode)
