@@ -96,7 +96,7 @@ def retention_knows_what_it_keeps(store: Store) -> Iterator[Problem]:
 def _where(store: Store, interval: Interval, row: tuple[Any, ...]) -> str:
     connection = store.database.connection
     if interval.table == "dentry":
-        return entry_name(connection, row[0], row[1])
+        return entry_name(connection, row[0], row[2])
     where = inode_name(connection, row[0])
     if interval.table == "extent":
         return f"{where} at byte {row[1]}"

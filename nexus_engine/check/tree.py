@@ -74,9 +74,11 @@ def directories_can_be_reached(store: Store) -> Iterator[Problem]:
 
 def inodes_make_sense(store: Store) -> Iterator[Problem]:
     connection = store.database.connection
-    for table, ino, what in check_queries.wrong_inodes(connection):
-        message = f"contradicts itself in {table} ({what}): {REPAIR}"
-        yield Problem("inode-fields", inode_name(connection, ino), message)
+    for wrong in check_queries.wrong_inodes(connection):
+        when = "" if wrong.to_seq is None else f" until op-{wrong.to_seq - 1}"
+        what = f"mode {wrong.mode:o}, size {wrong.size}, link target {wrong.target!r}"
+        message = f"contradicts itself{when} ({what}): {REPAIR}"
+        yield Problem("inode-fields", inode_name(connection, wrong.ino), message)
 
 
 def acls_make_sense(store: Store) -> Iterator[Problem]:

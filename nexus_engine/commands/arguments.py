@@ -130,8 +130,17 @@ class TagArguments(TagKeyArguments, frozen=True):
 
 
 class FsckArguments(Arguments, frozen=True):
+    """Of fsck and repair."""
+
     deep: bool = False
     """Read and verify every chunk as well."""
+
+
+class ScrubArguments(Arguments, frozen=True):
+    rate: Count | None = None
+    """Bytes to read each second; ``None``: as store.yaml says."""
+    restart: bool = False
+    """Begin at the first chunk, not where the last one ended."""
 
 
 A = TypeVar("A", bound=Arguments)

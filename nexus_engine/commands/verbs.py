@@ -47,6 +47,7 @@ VERBS = {
     "tag-remove": Entry(arguments.TagKeyArguments, changing.remove_tag, changes=True),
     "verify-log": Entry(arguments.NoArguments, checking.verify_log),
     "fsck": Entry(arguments.FsckArguments, checking.fsck),
+    "repair": Entry(arguments.FsckArguments, checking.repair, changes=True),
     "prune": Entry(arguments.PruneArguments, retaining.prune, changes=True),
     "purge": Entry(arguments.PurgeArguments, retaining.purge, changes=True),
     "gc": Entry(arguments.NoArguments, retaining.collect, changes=True),

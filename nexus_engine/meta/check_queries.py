@@ -22,15 +22,13 @@ class Interval(NamedTuple):
 
     table: str
     key: tuple[str, ...]
-    shown: tuple[str, ...]
-    """The columns that name a row for a person."""
 
 
 INTERVALS = (
-    Interval("inode", ("ino",), ("ino",)),
-    Interval("dentry", ("parent", "hash", "name"), ("parent", "name")),
-    Interval("extent", ("ino", "start"), ("ino", "start")),
-    Interval("xattr", ("ino", "name"), ("ino", "name")),
+    Interval("inode", ("ino",)),
+    Interval("dentry", ("parent", "hash", "name")),
+    Interval("extent", ("ino", "start")),
+    Interval("xattr", ("ino", "name")),
 )
 
 
@@ -97,16 +95,28 @@ def unreachable_directories(connection: Connection) -> Iterator[tuple[int]]:
     )
 
 
-def wrong_inodes(connection: Connection) -> Iterator[tuple[str, int, str]]:
-    """Yield (table, ino, what) of inode versions that contradict themselves."""
-    for table in ("inode", "inode_past"):
-        for ino, mode, size, target in connection.iterate(
-            f"SELECT ino, mode, size, target FROM {table} WHERE size < 0 OR nlink < 0"
+class WrongInode(NamedTuple):
+    """A version of an inode that contradicts itself."""
+
+    ino: int
+    to_seq: int | None
+    """``None``: the current version."""
+    mode: int
+    size: int
+    nlink: int
+    target: bytes | None
+
+
+def wrong_inodes(connection: Connection) -> Iterator[WrongInode]:
+    for table, to_seq in (("inode", "NULL"), ("inode_past", "to_seq")):
+        for row in connection.iterate(
+            f"SELECT ino, {to_seq}, mode, size, nlink, target FROM {table}"
+            " WHERE size < 0 OR nlink < 0"
             f" OR (mode & {_TYPE}) NOT IN (4096, 8192, {_DIR}, 24576, {_FILE}, {_LINK}, 49152)"
             f" OR ((mode & {_TYPE}) = {_LINK}) <> (target IS NOT NULL)"
             " OR (target IS NOT NULL AND length(target) <> size)"
         ):
-            yield table, ino, f"mode {mode:o}, size {size}, link target {target!r}"
+            yield WrongInode._make(row)
 
 
 def acls(connection: Connection, name: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -130,49 +140,49 @@ def has_root(connection: Connection) -> bool:
 
 
 def impossible_intervals(connection: Connection, interval: Interval) -> Iterator[tuple[Any, ...]]:
-    """Yield (*shown, from_seq, to_seq) of past rows that end before they begin, or beyond the log.
+    """Yield (*key, from_seq, to_seq) of past rows that end before they begin, or beyond the log.
 
     Records that are missing within the log are the log's own problem.
     """
     return connection.iterate(
-        f"SELECT {_shown(interval)}, r.from_seq, r.to_seq FROM {interval.table}_past r"
+        f"SELECT {_key(interval)}, r.from_seq, r.to_seq FROM {interval.table}_past r"
         " WHERE r.from_seq >= r.to_seq OR r.from_seq < 1 OR r.to_seq > ?",
         (log_end(connection),),
     )
 
 
 def unlogged_rows(connection: Connection, interval: Interval) -> Iterator[tuple[Any, ...]]:
-    """Yield (*shown, from_seq) of current rows made by an operation that is beyond the log."""
+    """Yield (*key, from_seq) of current rows made by an operation that is beyond the log."""
     return connection.iterate(
-        f"SELECT {_shown(interval)}, r.from_seq FROM {interval.table} r"
+        f"SELECT {_key(interval)}, r.from_seq FROM {interval.table} r"
         " WHERE r.from_seq NOT BETWEEN 1 AND ?",
         (log_end(connection),),
     )
 
 
 def overlapping_intervals(connection: Connection, interval: Interval) -> Iterator[tuple[Any, ...]]:
-    """Yield (*shown, from_seq, end of the one before) where two past rows were true at once."""
+    """Yield (*key, from_seq, end of the one before) where two past rows were true at once."""
     key = ", ".join(interval.key)
     return connection.iterate(
-        f"SELECT {_shown(interval)}, r.from_seq, r.previous FROM (SELECT *, lag(to_seq) OVER"
+        f"SELECT {_key(interval)}, r.from_seq, r.previous FROM (SELECT *, lag(to_seq) OVER"
         f" (PARTITION BY {key} ORDER BY to_seq) AS previous FROM {interval.table}_past) r"
         " WHERE r.previous > r.from_seq"
     )
 
 
 def outlived_rows(connection: Connection, interval: Interval) -> Iterator[tuple[Any, ...]]:
-    """Yield (*shown, from_seq, to_seq) of current rows that begin before a past one ends."""
+    """Yield (*key, from_seq, to_seq) of current rows that begin before a past one ends."""
     same = " AND ".join(f"p.{column} = r.{column}" for column in interval.key)
     # Of the past rows of a key the last one ends latest: one index search for each current row.
     return connection.iterate(
-        f"SELECT * FROM (SELECT {_shown(interval)}, r.from_seq AS begins,"
+        f"SELECT * FROM (SELECT {_key(interval)}, r.from_seq AS begins,"
         f" (SELECT max(p.to_seq) FROM {interval.table}_past p WHERE {same}) AS ends"
         f" FROM {interval.table} r) WHERE ends > begins"
     )
 
 
-def _shown(interval: Interval) -> str:
-    return ", ".join(f"r.{column}" for column in interval.shown)
+def _key(interval: Interval) -> str:
+    return ", ".join(f"r.{column}" for column in interval.key)
 
 
 def horizon(connection: Connection) -> int:

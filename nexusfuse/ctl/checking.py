@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from nexus_engine import errors
 from nexus_engine.commands import Request
 from nexusfuse.ctl import backing_up
 from nexusfuse.ctl.options import PATH, common_options, shell_only
@@ -60,17 +61,38 @@ def verify_log(place: Place) -> None:
 
 @click.command()
 @click.option("--deep", is_flag=True, help="Read and verify every stored byte, too.")
+@click.option("--repair", is_flag=True, help="Mend what can be mended; say what was done.")
 @click.option("--rebuild-index", is_flag=True, help="First find all chunks anew, in the packs.")
 @common_options
 @click.pass_obj
-def fsck(place: Place, *, deep: bool, rebuild_index: bool) -> None:
+def fsck(place: Place, *, deep: bool, repair: bool, rebuild_index: bool) -> None:
     """Check that the store is consistent. By itself changes nothing.
 
-    Exit codes as fsck(8): 0 clean, 4 problems found, 8 the check could not run.
+    Exit codes: 0 clean, or all of it mended; 4 problems found, or left; 8 the check could not run.
     """
     if rebuild_index:
         backing_up.rebuild_index(place.shell())
-    place.submit(Request("fsck", {"deep": deep}))
+    request = Request("repair" if repair else "fsck", {"deep": deep})
+    if not (repair and isinstance(place, CommandLine) and place.store is not None):
+        place.submit(request)
+        return
+    try:
+        place.submit(request)
+    except errors.CorruptMetadata as error:
+        # Nobody can use it as it is.
+        _salvage(place, place.store, error)
+        place.submit(request)
+
+
+def _salvage(line: CommandLine, store: Path, error: errors.CorruptMetadata) -> None:
+    from nexus_engine.repair.salvage import salvage
+
+    done = salvage(store)
+    line.say(
+        f"{error}: salvaged {done.rows:,} rows; the damaged file is {done.kept}",
+        salvaged=done.rows,
+        kept=str(done.kept),
+    )
 
 
 @click.command()

@@ -328,6 +328,19 @@ def _fsck(reply: Reply) -> Iterator[Block]:
         yield Line("Clean.", "bold")
 
 
+def _repair(reply: Reply) -> Iterator[Block]:
+    for done in reply["mended"]:
+        yield Line(f"mended  {done['code']}  {done['where']}: {done['action']}", "green")
+    yield from _problems(reply)
+    mended, left = _count(len(reply["mended"]), "thing"), len(reply["problems"])
+    if left:
+        yield Line(f"{mended} mended; {_count(left, 'problem')} left.", "bold red")
+    elif reply["mended"]:
+        yield Line(f"{mended} mended. Clean.", "bold")
+    else:
+        yield Line("Clean.", "bold")
+
+
 def _prune(reply: Reply) -> Iterator[Block]:
     if reply.get("dry_run"):
         yield Line(
@@ -376,6 +389,7 @@ _BLOCKS: dict[str, Callable[[Reply], Iterator[Block]]] = {
     "tag-remove": _tag_removed,
     "verify-log": _verify_log,
     "fsck": _fsck,
+    "repair": _repair,
     "prune": _prune,
     "gc": _gc,
     "purge": _purge,

@@ -18,8 +18,15 @@ from tests.unit.worlds import ALICE, BOB, World
 
 @pytest.fixture
 async def world(tmp_path: FilePath) -> AsyncIterator[World]:
-    """A store with some of everything, present and past."""
     world = World(tmp_path / "store")
+    await fill(world)
+    yield world
+    world.store.chunks.close()
+    world.database.close()
+
+
+async def fill(world: World) -> None:
+    """Put some of everything into a store, present and past."""
     await world.mkdir("dir")  # 2
     await world.mkdir("dir/sub")  # 3
     await world.write("dir/file", b"one " * 1000)  # 4
@@ -34,9 +41,6 @@ async def world(tmp_path: FilePath) -> AsyncIterator[World]:
     snapshots.create(world.store, "kept", ALICE)
     await world.mkdir("empty")  # 7
     await world.rename("empty", "dir/sub/empty")
-    yield world
-    world.store.chunks.close()
-    world.database.close()
 
 
 def codes(world: World, *, deep: bool = False) -> set[str]:
