@@ -12,6 +12,7 @@ from nexus_engine import errors
 from nexus_engine.times import parse_age
 
 CONFIG_NAME = "store.yaml"
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 class Thinning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,6 +62,27 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seconds(self.interval)
 
 
+class Scrub(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a daemon reads all content again, to find what decayed."""
+
+    interval: str = "4w"
+    """From the end of one to the beginning of the next."""
+    rate: str = "20M"
+    """Bytes each second, at most."""
+
+    def __post_init__(self) -> None:
+        seconds(self.interval)
+        parse_bytes(self.rate)
+
+
+def parse_bytes(text: str) -> int:
+    """Return a number of bytes: ``50M`` is 50,000,000."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("K", "M", "G") else (text, "")
+    if not (number.isascii() and number.isdigit() and 0 < int(number) < 10**12):
+        raise ValueError(f"{text!r} is no number of bytes such as 500K, 50M or 1G")
+    return int(number) * _UNITS[unit]
+
+
 def seconds(age: str) -> int:
     """Return an age in seconds."""
     value = parse_age(age)
@@ -84,6 +106,8 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Kept back on the disk for emptying it when it is full; 0 keeps nothing back."""
     retention: Retention | None = None
     """Without it everything is kept for ever."""
+    scrub: Scrub | None = Scrub()
+    """``None``: never by itself."""
 
 
 def load_config(store: FilePath) -> StoreConfig:

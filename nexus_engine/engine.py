@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -20,8 +21,9 @@ import anyio
 import anyio.to_thread
 
 from nexus_engine import errors
+from nexus_engine.check import scrub as scrubbing
 from nexus_engine.clock import Clock
-from nexus_engine.config import Retention, seconds
+from nexus_engine.config import Retention, Scrub, parse_bytes, seconds
 from nexus_engine.fs import attributes, computed, namespace
 from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.fs.content import Content, read_extents
@@ -49,6 +51,9 @@ UPKEEP_INTERVAL_S = 1.0
 ROOM_PAUSE_S = 60.0
 """Between two attempts at making room."""
 DEAD_SHARE_WHEN_LOW = 0.1
+SCRUB_LOOK_S = 3600.0
+"""So often a daemon looks whether a scrub is due."""
+_DAMAGE_LOGGED = 100
 _WATCHED_BYTES = 128 * 1024
 
 
@@ -506,6 +511,23 @@ class Engine:
         self.store.chunks.finish({pack.pack for pack in self.store.chunks.packs_written()})
         await self._retire_packs()
 
+    async def run_scrub(self) -> None:
+        """Read all content again, now and then, in a thread that stops when this is cancelled."""
+        policy = self.store.config.scrub
+        if policy is None:
+            await anyio.sleep_forever()
+            return
+        while True:
+            await anyio.sleep(min(seconds(policy.interval), SCRUB_LOOK_S))
+            stop = threading.Event()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_set_when_cancelled, stop)
+                try:
+                    await self.in_peer(partial(_scrub_if_due, policy, stop))
+                except errors.EngineError as error:
+                    log.error("scrub: %s; trying again later", error)
+                tasks.cancel_scope.cancel()
+
     async def _upkeep(self) -> None:
         await anyio.to_thread.run_sync(self.store.reserve.renew)
         if self.store.reserve.spent and not self._was_full:
@@ -579,6 +601,26 @@ def _prune(policy: Retention, dead_share: float, store: Store) -> None:
         "pruned %d rows; gave back %d bytes in %d packs",
         dropped, collected.freed_bytes, collected.packs,
     )  # fmt: skip
+
+
+def _scrub_if_due(policy: Scrub, stop: threading.Event, store: Store) -> None:
+    state = scrubbing.load_state(store)
+    since_ns = state.ended_ns or store.reader.store_value("created_ns") or 0
+    due_ns = since_ns + seconds(policy.interval) * 10**9
+    if not state.pack and store.clock.time_ns() < due_ns:
+        return
+    done = scrubbing.scrub(store, rate_bytes=parse_bytes(policy.rate), pause=stop.wait)
+    if done.complete:
+        log.info("scrub: read %d chunks, %d bytes", done.chunks, done.read_bytes)
+        for problem in done.problems[:_DAMAGE_LOGGED]:
+            log.error("scrub: %s: %s", problem.where, problem.message)
+
+
+async def _set_when_cancelled(event: threading.Event) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        event.set()
 
 
 def _set_ids_lost(inode: Inode, actor: Actor, groups: Groups) -> int:

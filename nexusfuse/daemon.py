@@ -16,6 +16,7 @@ import pyfuse3
 import trio
 
 from nexus_engine import __version__
+from nexus_engine.check import scrub
 from nexus_engine.engine import Engine
 from nexus_engine.oplog.peers import PeerSocket
 from nexusfuse import logs, scheduling
@@ -60,6 +61,7 @@ async def serve(
             "mountpoint": mountpoint,
             "head": engine.reader.head(),
             **engine.figures(),
+            **{k: v for k, v in scrub.summary(engine.store).items() if v is not None},
             **{f"requests_{name}": count for name, count in sorted(operations.requests.items())},
         }
 
@@ -79,6 +81,7 @@ async def serve(
                 for service, *arguments in (
                     (engine.run_upkeep,),
                     (engine.run_retention,),
+                    (engine.run_scrub,),
                     (_follow_peers, peers, invalidator),
                     (_notify_pollers, engine, operations.tree),
                 ):

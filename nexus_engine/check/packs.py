@@ -114,15 +114,16 @@ def iter_flaws(store: Store, find_flaw: Flaw) -> Iterator[tuple[ChunkRow, str]]:
 
 def header_flaw(objects: LocalObjectStore, chunk: ChunkRow) -> str | None:
     """Quick: look at the header of the record, not at what it holds."""
-    return _place_flaw(chunk) or _header_flaw(objects, chunk)
+    return place_flaw(chunk) or _header_flaw(objects, chunk)
 
 
 def content_flaw(objects: LocalObjectStore, chunk: ChunkRow) -> str | None:
     """Thorough: read the chunk and compare checksum and SHA-256."""
-    return _place_flaw(chunk) or _content_flaw(objects, chunk)
+    return place_flaw(chunk) or _content_flaw(objects, chunk)
 
 
-def _place_flaw(chunk: ChunkRow) -> str | None:
+def place_flaw(chunk: ChunkRow) -> str | None:
+    """Say why there can be no chunk where the index says."""
     if chunk.pack is None:
         return "its pack is not registered"
     if chunk.offset < PACK_HEADER_SIZE or not (

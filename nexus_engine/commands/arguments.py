@@ -136,13 +136,6 @@ class FsckArguments(Arguments, frozen=True):
     """Read and verify every chunk as well."""
 
 
-class ScrubArguments(Arguments, frozen=True):
-    rate: Count | None = None
-    """Bytes to read each second; ``None``: as store.yaml says."""
-    restart: bool = False
-    """Begin at the first chunk, not where the last one ended."""
-
-
 A = TypeVar("A", bound=Arguments)
 
 

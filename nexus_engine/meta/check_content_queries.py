@@ -225,16 +225,6 @@ def iter_chunks(connection: Connection) -> Iterator[ChunkRow]:
         yield ChunkRow._make(row)
 
 
-def next_chunks(connection: Connection, after: bytes, limit: int) -> list[ChunkRow]:
-    """Return the chunks that follow a digest, in the order of digests."""
-    rows = connection.all(
-        f"SELECT {_CHUNK} FROM chunk c LEFT JOIN pack p ON p.id = c.pack"
-        " WHERE c.digest > ? ORDER BY c.digest LIMIT ?",
-        (after, limit),
-    )
-    return [ChunkRow._make(row) for row in rows]
-
-
 def is_at(connection: Connection, chunk: ChunkRow) -> bool:
     """Tell whether the index still has a chunk at this place: gc may have moved it."""
     row = connection.one(
@@ -256,3 +246,28 @@ def iter_packs(connection: Connection) -> Iterator[tuple[str, str | None, int]]:
 def is_registered(connection: Connection, pack: str) -> bool:
     """Tell whether a pack is known."""
     return connection.one("SELECT 1 FROM pack WHERE name = ?", (pack,)) is not None
+
+
+# -- scrubbing --
+
+
+def stored_bytes(connection: Connection) -> int:
+    """Return the size of all chunks."""
+    row = connection.one("SELECT coalesce(sum(stored_length), 0) FROM chunk")
+    return row[0] if row else 0
+
+
+def packs_from(connection: Connection, first: int, limit: int) -> list[int]:
+    """Return the numbers of packs, in the order in which they were begun."""
+    rows = connection.all("SELECT id FROM pack WHERE id >= ? ORDER BY id LIMIT ?", (first, limit))
+    return [row[0] for row in rows]
+
+
+def chunks_in(connection: Connection, first: int, last: int) -> list[tuple[int, ChunkRow]]:
+    """Return (pack, chunk) of what is in a range of packs, as it lies there. Reads the index."""
+    rows = connection.all(
+        f"SELECT p.id, {_CHUNK} FROM chunk c JOIN pack p ON p.id = c.pack"
+        " WHERE c.pack BETWEEN ? AND ? ORDER BY c.pack, c.offset",
+        (first, last),
+    )
+    return [(row[0], ChunkRow._make(row[1:])) for row in rows]

@@ -1,4 +1,4 @@
-"""How things are: status, stats, verify-log, fsck; and shell completion."""
+"""How things are: status, stats, verify-log, fsck, scrub; and shell completion."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 import click
+import msgspec
 
 from nexus_engine import errors
 from nexus_engine.commands import Request
 from nexusfuse.ctl import backing_up
+from nexusfuse.ctl.exit_codes import DAMAGE
 from nexusfuse.ctl.options import PATH, common_options, shell_only
-from nexusfuse.ctl.place import CommandLine, Place
+from nexusfuse.ctl.place import CommandLine, Place, opened
+from nexusfuse.ctl.progress import ProgressLine
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -96,6 +99,39 @@ def _salvage(line: CommandLine, store: Path, error: errors.CorruptMetadata) -> N
 
 
 @click.command()
+@click.option("--rate", metavar="BYTES", help="Read so many each second, at most: 500K, 50M, 1G.")
+@click.option("--restart", is_flag=True, help="Begin anew, wherever the last one stopped.")
+@common_options
+@click.pass_obj
+def scrub(place: Place, rate: str | None, *, restart: bool) -> None:
+    """Read all content again, and name every file of which some has decayed.
+
+    Where it is stopped it goes on the next time. It reads in this process, with its rights.
+    """
+    from nexus_engine.check import scrub as scrubbing
+    from nexus_engine.config import parse_bytes
+
+    line = place.shell()
+    line.verb = "fsck"
+    try:
+        rate_bytes = scrubbing.RATE_BYTES if rate is None else parse_bytes(rate)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    path = line.store or Path(os.fsdecode(line.mount.store))
+    with opened(path) as store, ProgressLine() as progress:
+        done = scrubbing.scrub(
+            store,
+            rate_bytes=rate_bytes,
+            restart=restart,
+            progress=lambda read, total: progress("scrubbing", read, total),
+        )
+    reply = msgspec.to_builtins(done) | {"problems": [p._asdict() for p in done.problems]}
+    line.show(Request("scrub", {}), reply)
+    if done.problems:
+        raise click.exceptions.Exit(DAMAGE)
+
+
+@click.command()
 @click.argument("shell", type=click.Choice(SHELLS), required=False)
 @click.pass_context
 def completion(ctx: click.Context, shell: str | None) -> None:
@@ -114,4 +150,4 @@ def completion(ctx: click.Context, shell: str | None) -> None:
     click.echo(maker(root, {}, "nexus-ctl", "_NEXUS_CTL_COMPLETE").source())
 
 
-COMMANDS = [status, stats, verify_log, fsck, shell_only(completion)]
+COMMANDS = [status, stats, verify_log, fsck, shell_only(scrub), shell_only(completion)]

@@ -87,6 +87,6 @@ def code_of_reply(request: Request, reply: Reply) -> int:
     """Return the exit code for a command that was carried out."""
     if request.verb in ("undo", "redo") and reply["conflicts"]:
         return CONFLICTS
-    if request.verb in ("fsck", "repair", "scrub", "verify-log") and reply["problems"]:
+    if request.verb in ("fsck", "repair", "verify-log") and reply["problems"]:
         return DAMAGE
     return OK

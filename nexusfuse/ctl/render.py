@@ -341,6 +341,15 @@ def _repair(reply: Reply) -> Iterator[Block]:
         yield Line("Clean.", "bold")
 
 
+def _scrub(reply: Reply) -> Iterator[Block]:
+    yield from _problems(reply)
+    read = f"Read {_count(reply['chunks'], 'chunk')}, {size(reply['read_bytes'])}"
+    if reply["problems"]:
+        yield Line(f"{read}: {_count(len(reply['problems']), 'problem')} found.", "bold red")
+    else:
+        yield Line(f"{read}: all of it is whole.", "bold")
+
+
 def _prune(reply: Reply) -> Iterator[Block]:
     if reply.get("dry_run"):
         yield Line(
@@ -390,6 +399,7 @@ _BLOCKS: dict[str, Callable[[Reply], Iterator[Block]]] = {
     "verify-log": _verify_log,
     "fsck": _fsck,
     "repair": _repair,
+    "scrub": _scrub,
     "prune": _prune,
     "gc": _gc,
     "purge": _purge,
