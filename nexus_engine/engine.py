@@ -40,7 +40,7 @@ from nexus_engine.recovery import recover
 from nexus_engine.retention import gc
 from nexus_engine.retention.prune import prune
 from nexus_engine.store import Store
-from nexus_engine.types import NAME_MAX, Actor, FsUsage, Ino, Inode, Name, Seq
+from nexus_engine.types import NAME_MAX, ROOT_INO, Actor, FsUsage, Ino, Inode, Name, Seq
 
 R = TypeVar("R")
 Groups = Callable[[], Collection[int]]
@@ -194,7 +194,7 @@ class Engine:
     async def unlink(self, parent: Ino, name: Name, actor: Actor) -> None:
         await self._seal_child(parent, name)
         inode = await self.store.write(namespace.unlink, actor, parent, name, self.content)
-        self._unlinked(inode)
+        self._unlinked(inode, parent)
 
     async def rmdir(self, parent: Ino, name: Name, actor: Actor) -> None:
         await self.store.write(namespace.rmdir, actor, parent, name)
@@ -209,7 +209,9 @@ class Engine:
         )
         self._changed(moved)
         if other is not None:
-            self._unlinked(other)
+            self._unlinked(other, new_parent)
+        if self.content.held.active and (moved.is_dir or (other is not None and other.is_dir)):
+            self.content.held.reload()
 
     def stored_bytes(self, inode: Inode) -> int:
         """Return how many of a file's bytes are not holes."""
@@ -264,10 +266,10 @@ class Engine:
             file.inode = inode
         return self.content.over(inode)
 
-    def _unlinked(self, inode: Inode) -> None:
+    def _unlinked(self, inode: Inode, parent: Ino) -> None:
         self._changed(inode)
         if inode.nlink == 0 and inode.ino in self.content:
-            self.content.unlinked.add(inode.ino)
+            self.content.note_unlinked(inode.ino, parent)
 
     # -- content --
 
@@ -578,18 +580,35 @@ class Engine:
         """Return the engine's own gauges, for status displays."""
         return self.content.figures() | {"wal_bytes": self.store.database.connection.wal_bytes()}
 
-    async def usage(self) -> FsUsage:
-        """Return what statfs(2) reports: the space of the disk that the packs are on."""
+    @property
+    def has_quotas(self) -> bool:
+        return self.content.held.active
+
+    async def usage(self, ino: Ino = ROOT_INO) -> FsUsage:
+        """Return what statfs(2) reports: the space of the disk that the packs are on.
+
+        Args:
+            ino: Something whose quotas, the fullest of them, may leave less than that.
+        """
         disk = os.statvfs(self.store.path)
-        inodes = self.reader.count_inodes()
-        scale = disk.f_frsize / 4096
+        total = disk.f_blocks * disk.f_frsize
+        free = available = max(
+            0, disk.f_bavail * disk.f_frsize - self.store.reserve.missing_bytes()
+        )
+        inodes, inodes_free = self.reader.count_inodes() + 2**32, 2**32
+        limits = self.content.held.limits(await self.getattr(ino))
+        if limits.bytes is not None:
+            free, total = limits.bytes
+            available = min(free, available)
+        if limits.inodes is not None:
+            inodes_free, inodes = limits.inodes
         return FsUsage(
             block_size=4096,
-            blocks=int(disk.f_blocks * scale),
-            blocks_free=max(0, disk.f_bavail * disk.f_frsize - self.store.reserve.missing_bytes())
-            // 4096,
-            inodes=inodes + 2**32,
-            inodes_free=2**32,
+            blocks=total // 4096,
+            blocks_free=free // 4096,
+            blocks_available=available // 4096,
+            inodes=inodes,
+            inodes_free=inodes_free,
         )
 
 

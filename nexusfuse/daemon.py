@@ -139,7 +139,7 @@ async def _serve(
                     (watchers.beat,),
                 ):
                     nursery.start_soon(_supervise, service, *arguments)
-                nursery.start_soon(_announce_ready, mountpoint, watchers, ready)
+                nursery.start_soon(_announce_ready, operations, mountpoint, watchers, ready)
                 await pyfuse3.main()
                 _require_intended(mounted, watchers)
                 watchers.stopping()
@@ -171,8 +171,12 @@ async def _supervise(service: Callable[..., Awaitable[None]], *arguments: Any) -
             await trio.sleep(RESTART_DELAY_S)
 
 
-async def _announce_ready(mountpoint: Path, watchers: Watchers, ready: Callable[[], None]) -> None:
-    await trio.to_thread.run_sync(raise_read_ahead, mountpoint)
+async def _announce_ready(
+    operations: Operations, mountpoint: Path, watchers: Watchers, ready: Callable[[], None]
+) -> None:
+    # In a thread: the answer comes from us.
+    operations.device = (await trio.to_thread.run_sync(mountpoint.stat)).st_dev
+    await trio.to_thread.run_sync(raise_read_ahead, operations.device)
     log.info("serving %s", mountpoint)
     ready()
     watchers.ready()

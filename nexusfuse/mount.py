@@ -108,9 +108,12 @@ class Mounted:
         pyfuse3.close(unmount=unmount)
 
 
-def raise_read_ahead(mountpoint: Path) -> None:
-    """Ask the kernel for larger reads, where permitted: 1 MiB a request instead of 128 KiB."""
-    device = mountpoint.stat().st_dev
+def raise_read_ahead(device: int) -> None:
+    """Ask the kernel for larger reads, where permitted: 1 MiB a request instead of 128 KiB.
+
+    Args:
+        device: ``st_dev`` of the mount.
+    """
     path = Path(f"/sys/class/bdi/{device >> 8 & 0xFFF}:{device & 0xFF}/read_ahead_kb")
     try:
         path.write_text(str(READ_AHEAD_KIB))

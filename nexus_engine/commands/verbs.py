@@ -13,6 +13,7 @@ from nexus_engine.commands import (
     arguments,
     changing,
     checking,
+    limiting,
     reading,
     retaining,
 )
@@ -45,6 +46,9 @@ VERBS = {
     "tag-set": Entry(arguments.TagArguments, changing.set_tag, changes=True),
     "tag-list": Entry(arguments.PathArguments, reading.list_tags),
     "tag-remove": Entry(arguments.TagKeyArguments, changing.remove_tag, changes=True),
+    "quota-set": Entry(arguments.QuotaArguments, limiting.set_limits, changes=True),
+    "quota-list": Entry(arguments.NoArguments, limiting.list_limits),
+    "quota-remove": Entry(arguments.PathArguments, limiting.remove_limits, changes=True),
     "verify-log": Entry(arguments.NoArguments, checking.verify_log),
     "fsck": Entry(arguments.FsckArguments, checking.fsck),
     "repair": Entry(arguments.FsckArguments, checking.repair, changes=True),

@@ -13,7 +13,7 @@ from nexus_engine.oplog.reader import LogQuery, entries, get_entry, is_undone
 from nexus_engine.records import Record
 from nexus_engine.types import ROOT_INO, Path, Seq
 
-_NO_CHANGE = frozenset(("snapshot", "drop-snapshot", "recover", "repair"))
+_NO_CHANGE = frozenset(("snapshot", "drop-snapshot", "recover", "repair", "quota"))
 """Kinds that change nothing of the tree, or that put right what a crash or decay had made of it."""
 
 

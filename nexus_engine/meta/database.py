@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from nexus_engine.backends.files import sync_directory, translate, write_again
 from nexus_engine.clock import Clock
 from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.quotas import Usage
 from nexus_engine.meta.reader import AsOfReader, Reader
 from nexus_engine.meta.transaction import ADD_CHUNK, Transaction
 from nexus_engine.types import Actor, Ino, Seq
@@ -47,6 +48,11 @@ class Database:
     def known_head(self) -> Seq:
         """The last operation as of this process's last transaction: a lower bound, for free."""
         return self._transaction.head_seq
+
+    @property
+    def held(self) -> dict[Ino, Usage]:
+        """What open files of this process take of quotas; theirs who keep them to change."""
+        return self._transaction.held
 
     def as_of(self, seq: Seq) -> AsOfReader:
         return AsOfReader(self.connection, seq)

@@ -91,6 +91,7 @@ def _purge(
 @frees_space
 def _forget(tx: Transaction, inos: list[Ino], only: Digest | None, path: Path, chunks: int) -> None:
     for ino in inos:
+        tx.touch(ino)
         if only is None:
             purge_queries.empty(tx.connection, ino)
         else:

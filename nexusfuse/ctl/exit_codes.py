@@ -46,6 +46,7 @@ EXIT_CODE: dict[type[errors.EngineError], int] = {
     errors.OperationNotPermitted: FORBIDDEN,
     errors.ReadOnly: FORBIDDEN,
     errors.NoSpace: TRY_AGAIN,
+    errors.QuotaExceeded: TRY_AGAIN,
     errors.FileTooBig: FAILED,
     errors.NotSupported: FAILED,
     errors.TooManyMoments: TRY_AGAIN,

@@ -16,6 +16,7 @@ from nexusfuse.ctl import (
     doctor,
     history,
     keeping,
+    limiting,
     mounting,
     retaining,
     undoing,
@@ -108,7 +109,10 @@ def cli() -> None:
     """
 
 
-for _module in (mounting, history, undoing, keeping, checking, doctor, retaining, backing_up):
+_MODULES = (
+    mounting, history, undoing, keeping, checking, doctor, retaining, limiting, backing_up,
+)  # fmt: skip
+for _module in _MODULES:
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 
