@@ -102,7 +102,7 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes that wait in memory, over all files."""
     chunk_cache_mib: int = 64
     """Decoded chunks kept in memory."""
-    reserve_mib: int = 64
+    reserve_mib: int = 16
     """Kept back on the disk for emptying it when it is full; 0 keeps nothing back."""
     retention: Retention | None = None
     """Without it everything is kept for ever."""

@@ -87,7 +87,6 @@ class Engine:
         store = Store.open(path, clock=clock)
         try:
             recover(store)
-            store.reserve.fill()
             return cls(store, noatime=noatime)
         except errors.EngineError:
             store.abandon()

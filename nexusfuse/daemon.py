@@ -69,6 +69,7 @@ async def serve(
     scheduling.install()
     # What a dead daemon left may take long, and may be interrupted: then it is done another time.
     engine = Engine.start(store, noatime=options.noatime or options.read_only)
+    engine.store.reserve.fill()
     for number in STOPPING:
         # What is restored when the receiver closes: nothing may interrupt what comes after serving.
         signal.signal(number, signal.SIG_IGN)

@@ -42,6 +42,10 @@ _COUNT = f"{_BELOW} SELECT coalesce(sum(i.size), 0), count(*) {_ENTRIES} AND NOT
 _FILES_OF_SEVERAL_NAMES = f"{_BELOW} SELECT DISTINCT i.ino, i.size {_ENTRIES} AND {_SHARED}"
 _ANY_SEQ = 2**62
 _NAMES = "SELECT parent FROM dentry WHERE ino = ?"
+_STATE = (
+    "SELECT i.size, i.mode & 61440, d.parent FROM inode i LEFT JOIN dentry d ON d.ino = i.ino"
+    " WHERE i.ino = ?"
+)
 
 
 class Usage(NamedTuple):
@@ -193,6 +197,10 @@ class Accounts:
         if ino not in self._before:
             self._before[ino] = self._state(self._trees, ino)
 
+    def appear(self, ino: Ino) -> None:
+        """An inode is going to be there that was not."""
+        self._before.setdefault(ino, (_NOWHERE, 0))
+
     def name_goes(self, parent: Ino, hash_: int, name: Name) -> None:
         """A name is going to be removed."""
         row = self._one(
@@ -234,11 +242,16 @@ class Accounts:
 
     def _state(self, trees: QuotaTrees, ino: Ino) -> tuple[Trees, int]:
         """Return where an inode counts, and how many bytes."""
-        row = self._one("SELECT size, mode & 61440 FROM inode WHERE ino = ?", (ino,))
-        if row is None:
-            return _NOWHERE, 0
-        size, kind = row
-        return (trees.of_directory(ino) if kind == _DIRECTORY else trees.of_file(ino)), size
+        found, size = _NOWHERE, 0
+        for size, kind, parent in self._connection.iterate(_STATE, (ino,)):
+            if kind == _DIRECTORY:
+                return trees.of_directory(ino), size
+            if parent is not None:
+                above = trees.of_directory(parent)
+                found = found | above if found else above
+            if found == trees.roots:
+                break
+        return found, size
 
     def _move(
         self, changes: dict[Ino, Usage], now: QuotaTrees, directory: Ino, seq: Seq

@@ -282,7 +282,8 @@ class Transaction(Reader):
 
     def add_inode(self, inode: Inode) -> None:
         self._dirty = True
-        self.touch(inode.ino)
+        if self._accounts is not None:
+            self._accounts.appear(inode.ino)
         self._run(_ADD_INODE, (inode.ino, self.seq, *inode[2:]))
 
     def put_inode(self, inode: Inode) -> None:
