@@ -122,7 +122,23 @@ class Database:
         self.in_transaction(put)
 
     def add_pack(self, name: str, owner: str) -> None:
+        """Register a pack, durably; from any thread that this object is for.
+
+        Before anything is in it: a power loss must not leave chunks in a pack that nobody knows,
+        for all that fsck could say they might be those of a newer database.
+        """
         self.connection.run("INSERT INTO pack (name, owner) VALUES (?, ?)", (name, owner))
+        # Not `sync`, which would wait for a checkpoint in the event loop. An error that this
+        # descriptor hears of, the other hears of as well: fsync(2).
+        path = self.connection.path + "-wal"
+        try:
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise translate(error, f"sync {path}") from error
 
     def seal_pack(self, name: str) -> None:
         self.connection.run("UPDATE pack SET owner = NULL WHERE name = ?", (name,))
