@@ -59,7 +59,7 @@ class Collected(NamedTuple):
 def estimate(store: Store) -> tuple[int, int]:
     """Return (bytes of sealed packs, those of them that are dead). Changes nothing."""
     use = _use(store)
-    total = sum(store.objects.size(pack_key(pack.name)) for pack in use)
+    total = sum(_size(store, pack.name) for pack in use)
     return total, total - sum(pack.live_bytes for pack in use)
 
 
@@ -119,10 +119,9 @@ def _use(store: Store) -> list[PackUse]:
 
 
 def _dead_share(store: Store, pack: PackUse) -> float:
-    try:
-        size = store.objects.size(pack_key(pack.name))
-    except errors.ObjectNotFound:
-        return 0.0  # fsck's to report
+    size = _size(store, pack.name)
+    if not size and pack.live_bytes:
+        return 0.0  # lost: fsck's to report
     return 1 - pack.live_bytes / size if size else 1.0
 
 
@@ -158,12 +157,21 @@ def _empty(store: Store, number: int, name: str) -> tuple[int, int]:
     for batch in _batches(gc_queries.outgoing(connection, number, live=False)):
         digests = [chunk.digest for chunk in batch]
         _change(store, gc_queries.drop_chunks, number, digests)
-    size = store.objects.size(pack_key(name))
-    _change(store, gc_queries.drop_pack, number)
-    # On the disk first: rows that name a pack which is gone would be lost files.
+    size = _size(store, name)
+    # On the disk first: rows that name a pack which is gone would be lost files. The row of the
+    # pack last: a file that no row knows would stay for ever, with what was purged from it.
     store.sync()
     store.objects.delete(pack_key(name))
+    _change(store, gc_queries.drop_pack, number)
     return size - copied, copied
+
+
+def _size(store: Store, name: str) -> int:
+    """Return how long a pack is; 0 where its process died before it wrote, or gc was cut short."""
+    try:
+        return store.objects.size(pack_key(name))
+    except errors.ObjectNotFound:
+        return 0
 
 
 def _batches(chunks: Iterator[Outgoing]) -> Iterator[list[Outgoing]]:
