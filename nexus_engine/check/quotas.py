@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nexus_engine.check.problems import Invariant, Problem
+from nexus_engine.check.problems import REPAIR, Invariant, Problem
 from nexus_engine.meta import quotas
 from nexus_engine.store import Store
 
@@ -18,7 +18,7 @@ def counters_are_right(store: Store) -> Iterator[Problem]:
                 "quota-usage",
                 f"directory {quota.ino}",
                 f"its quota counts {quota.used.bytes} bytes and {quota.used.inodes} inodes, there"
-                f" are {found.bytes} and {found.inodes}: set the quota again, which counts anew",
+                f" are {found.bytes} and {found.inodes}: {REPAIR}",
             )
 
 

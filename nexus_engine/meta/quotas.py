@@ -27,7 +27,7 @@ _CHAINS_MAX = 65536
 _DIRECTORY = 0o040000
 
 # A promise that was made is kept; and what only ever gives back is not asked.
-_NEVER_REFUSED = frozenset(("write", "recover", "quota", "prune", "purge"))
+_NEVER_REFUSED = frozenset(("write", "recover", "quota", "prune", "purge", "repair"))
 
 _BELOW = (
     "WITH RECURSIVE below (ino) AS (VALUES (?1) UNION ALL SELECT d.ino FROM below b"

@@ -14,6 +14,7 @@ from nexus_engine.fs.quotas import remove_quota, set_quota
 from nexus_engine.history.restore import restore
 from nexus_engine.history.undo import apply_undo
 from nexus_engine.meta.quotas import Usage, all_quotas
+from nexus_engine.repair.repair import repair
 from nexus_engine.store import Store
 from nexus_engine.types import Ino, Path, Seq
 from tests.unit.worlds import World
@@ -317,10 +318,13 @@ async def test_a_quota_comes_back_with_its_directory_and_can_be_lifted(world: Wo
         world.store.transact(remove_quota, world.actor, world.inode("c").ino)
 
 
-async def test_fsck_tells_a_counter_that_is_wrong(world: World) -> None:
-    """And setting the quota again mends it."""
+async def test_fsck_tells_a_counter_that_is_wrong_and_mends_it(world: World) -> None:
+    """So does setting the quota again."""
     limit(world, "a", 1000)
     world.edit("UPDATE quota SET bytes = bytes + 7")
     assert [problem.split(":")[0] for problem in world.problems()] == ["quota-usage"]
+    mended, problems = repair(world.store, world.actor, lambda *_: None)
+    assert ([m.code for m in mended], problems) == (["quota-usage"], [])
+    world.edit("UPDATE quota SET inodes = 0")
     limit(world, "a", 1000)
     assert world.problems() == []
