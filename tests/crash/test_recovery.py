@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nexus_engine.engine import Engine
+from nexus_engine.meta.reader import Reader
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Name
 
@@ -102,3 +103,26 @@ async def test_an_unlinked_file_that_was_open_does_not_come_back(tmp_path: Path)
     assert await engine.lookup(ROOT_INO, Name(b"file")) is None
     assert engine.store.database.unlinked_inodes() == []
     await engine.close()
+
+
+MAKER = """
+import os, pathlib, signal, sys
+from nexus_engine.meta.database import Database
+from nexus_engine.meta.reader import Reader
+from nexus_engine.store import Store
+from nexus_engine.types import Actor
+
+{last} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Store.create(pathlib.Path(sys.argv[1]), Actor(uid=0, gid=0))
+"""
+
+
+@pytest.mark.parametrize("last", ["Database.transact", "Database.sync", "pathlib.Path.rename"])
+def test_a_store_whose_making_was_killed_is_made_anew(tmp_path: Path, last: str) -> None:
+    path = tmp_path / "store"
+    done = subprocess.run([sys.executable, "-c", MAKER.format(last=last), path], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (path / "meta.db").exists()
+    store = Store.create(path, ACTOR)
+    assert Reader(store.database.connection).head() == 1
+    store.close()
