@@ -61,6 +61,15 @@ def to_json(value: dict[str, Any] | None) -> str | None:
     return None if value is None else _encode_json(value).decode()
 
 
+def parse_details(text: str) -> dict[str, Any]:
+    """Return a record's details; of one that was damaged, what is there under ``unreadable``."""
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return {"unreadable": text}
+    return value if isinstance(value, dict) else {"unreadable": text}
+
+
 def chain_hash(previous: bytes, row: tuple[Any, ...], actor: Actor) -> bytes:
     """Return the hash that a record carries.
 

@@ -7,7 +7,6 @@ told that their bytes are kept. Each such session that the log does not have yet
 
 from __future__ import annotations
 
-import json
 import logging
 import stat
 from collections.abc import Callable, Container, Iterable
@@ -22,7 +21,7 @@ from nexus_engine.fs.files import Intent, WriteSession, commit_session
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import owners, take_over
 from nexus_engine.power_loss import take_back_lost_content
-from nexus_engine.records import Change
+from nexus_engine.records import Change, parse_details
 from nexus_engine.reserve import frees_space
 from nexus_engine.store import Store
 from nexus_engine.types import SIZE_MAX, Digest, Ino, Inode, Seq
@@ -56,8 +55,12 @@ def recover(store: Store) -> Recovered:
         if lock is None:
             alive = True
             continue
-        files = take_back_lost_content(store, names, Seq(lock.synced()))
-        sessions = _take_over(store, names)
+        try:
+            files = take_back_lost_content(store, names, Seq(lock.synced()))
+            sessions = _take_over(store, names)
+        except errors.EngineError:
+            lock.abandon()  # still to be taken over from
+            raise
         lock.release()
         log.warning(
             "took over from process %s, which died: %d packs, %d unfinished writes, %d lost",
@@ -143,14 +146,14 @@ def _uncommitted(store: Store, intents: Iterable[Intent]) -> list[Intent]:
     if not wanted:
         return []
     rows = store.database.connection.iterate(
-        "SELECT seq, kind, ino, details FROM oplog"
+        "SELECT seq, ino, details FROM oplog"
         " WHERE seq > ? AND kind IN ('write', 'recover') ORDER BY seq",
         (min(intent.head for intent in wanted),),
     )
     committed: dict[str, tuple[Ino, Seq, int]] = {}
-    for seq, kind, ino, text in rows:
-        details = json.loads(text)
-        if kind == "write":
+    for seq, ino, text in rows:
+        details = parse_details(text)
+        if "session" in details:
             committed[details["session"]] = (ino, seq, details["flushes"])
         elif "lost" in details:
             # The session ended and its last bytes are lost. What it had synced before is not.

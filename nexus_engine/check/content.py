@@ -8,7 +8,10 @@ from nexus_engine.check.damage import lost_content
 from nexus_engine.check.naming import inode_name, show
 from nexus_engine.check.problems import REPAIR, Invariant, Problem
 from nexus_engine.fs.files import fingerprint
-from nexus_engine.meta import check_content_queries
+from nexus_engine.meta import check_content_queries, check_queries
+from nexus_engine.meta.check_content_queries import Written
+from nexus_engine.meta.connection import Connection
+from nexus_engine.oplog.verify import is_genuine
 from nexus_engine.store import Store
 from nexus_engine.types import Digest
 
@@ -58,17 +61,39 @@ def contents_are_what_was_written(store: Store) -> Iterator[Problem]:
     """The log is chained by hashes, and what it says of a ``write`` binds size and extents."""
     connection = store.database.connection
     for _, ino, seq, size, logged in check_content_queries.wrong_sizes(connection):
+        if not is_genuine(connection, seq):
+            continue
         message = f"has a size of {size} by op-{seq}; the log says {logged}: {REPAIR}"
         yield Problem("content-size", inode_name(connection, ino), message)
+    for written in changed_contents(connection):
+        message = (
+            f"what op-{written.seq} wrote is not what the log says: its bytes may be wrong;"
+            f" {REPAIR} where the log knows the content"
+        )
+        yield Problem("content-changed", inode_name(connection, written.ino), message)
+
+
+def changed_contents(connection: Connection) -> Iterator[Written]:
+    """Yield what is not as the log says that it was written."""
+    taken_back = check_content_queries.taken_back(connection)
+    horizon = check_queries.horizon(connection)
     for written in check_content_queries.iter_written(connection):
-        if len(written.extents) != written.expected:
+        if written.seq <= horizon or written.ino in taken_back or _is_as_written(written):
             continue
-        if fingerprint(written.extents) != written.sha256:
-            message = (
-                f"what op-{written.seq} wrote is not what the log says: its bytes may be wrong;"
-                f" {REPAIR} where the log knows the content"
-            )
-            yield Problem("content-changed", inode_name(connection, written.ino), message)
+        if is_genuine(connection, written.seq):
+            yield written
+
+
+def _is_as_written(written: Written) -> bool:
+    extents = written.extents
+    if len(extents) > written.expected:
+        return True  # some were cut in two since: the log does not tell
+    if len(extents) < written.expected:
+        return False
+    if fingerprint(extents) != written.sha256:
+        return False
+    place = [f"[{extent.start},{extent.length}]" for extent in extents]
+    return written.place is None or [written.place] == place
 
 
 def xattrs_belong_to_inodes(store: Store) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from nexus_engine.check import content, packs, past, problems, quotas, tree
 from nexus_engine.check.damage import FILES_SHOWN
 from nexus_engine.check.problems import REPAIR, RESTORE_BACKUP, Invariant, Problem
 from nexus_engine.meta import check_log_queries
+from nexus_engine.meta.connection import GARBAGE
 from nexus_engine.store import Store
 from nexus_engine.types import Digest
 
@@ -37,7 +38,7 @@ def check(
             if progress is not None:
                 progress(invariant.name)
             found += _violations(store, invariant)
-            if any(problem.code == "schema" and "table" in problem.where for problem in found):
+            if any(p.code == "schema" and p.where.startswith("table") for p in found):
                 break  # the rest cannot be asked
     finally:
         connection.run("ROLLBACK")
@@ -65,8 +66,9 @@ def _violations(store: Store, invariant: Invariant) -> list[Problem]:
                 found.append(problem)
             else:
                 more += 1
-    except (errors.IntegrityError, errors.BackendError) as error:
-        found.append(Problem("unreadable", invariant.name, f"cannot be checked: {error}"))
+    except (errors.IntegrityError, errors.BackendError, *GARBAGE) as error:
+        message = f"cannot be checked: {type(error).__name__}: {error}"
+        found.append(Problem("unreadable", invariant.name, message))
     if more:
         found.append(Problem(found[0].code, invariant.name, f"more than {most} of these"))
     return found

@@ -77,6 +77,11 @@ def log_is_complete(store: Store) -> Iterator[Problem]:
         yield Problem("log-actor", f"op-{seq}", f"{message}: {REPAIR}, as far as it can")
 
 
+def records_can_be_read(store: Store) -> Iterator[Problem]:
+    for seq in check_log_queries.broken_details(store.database.connection):
+        yield Problem("log-details", f"op-{seq}", f"what it says of itself is no JSON: {REPAIR}")
+
+
 def references_are_in_the_log(store: Store) -> Iterator[Problem]:
     connection = store.database.connection
     for table, what, seq in check_log_queries.broken_references(connection):
@@ -117,6 +122,7 @@ INVARIANTS = (
     Invariant("changes of directories", directories_know_of_changes),
     Invariant("chain of the log", log_is_what_was_written),
     Invariant("records of the log", log_is_complete),
+    Invariant("details of the log", records_can_be_read),
     Invariant("references to the log", references_are_in_the_log),
     Invariant("retention", retention_knows_what_it_keeps),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from nexus_engine.meta.reader import resolve
 from nexus_engine.oplog import reader as oplog
 from nexus_engine.oplog.reader import LogEntry, LogQuery
 from nexus_engine.permissions.modes import READ
+from nexus_engine.records import parse_details
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Name, Path, Seq
 
@@ -126,7 +126,7 @@ def operation(entry: LogEntry) -> dict[str, Any]:
         "ino": record.ino,
         "path": to_text(record.path),
         "path2": None if record.path2 is None else to_text(record.path2),
-        "details": json.loads(record.details),
+        "details": parse_details(record.details),
         "undoes": record.undoes,
         "undone": entry.undone,
         "actor": record.actor._asdict(),

@@ -198,6 +198,9 @@ def commit_session(
         "extents": len(extents),
         "sha256": fingerprint(extents),
     }
+    if len(extents) == 1:
+        # The digest of the chunk alone does not say where in the file it lies.
+        details["range"] = [extents[0].start, extents[0].length]
     was = {"size": before.size, "content_seq": before.content_seq}
     tx.commit(Change("write", session.ino, tx.any_path_of(session.ino), None, details, was))
     return after

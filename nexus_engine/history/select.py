@@ -10,7 +10,7 @@ from nexus_engine import errors
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.undo_queries import UndoQueries
 from nexus_engine.oplog.reader import LogQuery, entries, get_entry, is_undone
-from nexus_engine.records import Record
+from nexus_engine.records import Record, parse_details
 from nexus_engine.types import ROOT_INO, Path, Seq
 
 _NO_CHANGE = frozenset(("snapshot", "drop-snapshot", "recover", "repair", "quota"))
@@ -148,7 +148,7 @@ def _query(selector: Selector) -> LogQuery:
 
 
 def _is_redo(record: Record) -> bool:
-    return bool(msgspec.json.decode(record.details).get("redo"))
+    return bool(parse_details(record.details).get("redo"))
 
 
 def _is_partial_redo(queries: UndoQueries, record: Record) -> bool:

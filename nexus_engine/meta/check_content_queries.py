@@ -119,14 +119,15 @@ def contents_of(connection: Connection, ino: Ino, limit: int) -> list[Seq]:
 def wrong_sizes(connection: Connection) -> Iterator[tuple[str, Ino, Seq, int, int]]:
     """Yield (table, ino, content_seq, size, what the log says) where a ``write`` says otherwise.
 
-    What a purge or a repair took back from a file is not the log's to tell.
+    What a purge or a recovery took back from a file is not the log's to tell.
     """
     for table in ("inode", "inode_past"):
         for row in connection.iterate(
-            f"SELECT v.ino, v.content_seq, v.size, o.details ->> 'size' AS logged FROM {table} v"
+            "SELECT v.ino, v.content_seq, v.size, CASE WHEN json_valid(o.details)"
+            f" THEN o.details ->> 'size' END AS logged FROM {table} v"
             " JOIN oplog o ON o.seq = v.content_seq AND o.kind = 'write' AND o.ino = v.ino"
             " WHERE logged <> v.size AND v.ino NOT IN (SELECT t.ino FROM oplog p"
-            "  JOIN touched t ON t.seq = p.seq WHERE p.kind IN ('purge', 'recover', 'repair'))"
+            "  JOIN touched t ON t.seq = p.seq WHERE p.kind IN ('purge', 'recover'))"
         ):
             yield table, *row
 
@@ -140,35 +141,52 @@ class Written(NamedTuple):
     expected: int
     """How many extents the log counts."""
     sha256: str
+    place: str | None
+    """Of a single extent: start and length, as JSON; records of old have none."""
 
 
 def iter_written(connection: Connection) -> Iterator[Written]:
-    """Yield what ``write`` operations laid down, file by file.
+    """Yield what ``write`` operations laid down or made the content of a file, file by file.
 
     Remainders of what an operation cut in two bear its number, too: then there are more.
     """
     rows = connection.iterate(
         "SELECT ino, from_seq, start, length, digest, chunk_offset FROM extent UNION ALL"
-        " SELECT ino, from_seq, start, length, digest, chunk_offset FROM extent_past ORDER BY 1"
+        " SELECT ino, from_seq, start, length, digest, chunk_offset FROM extent_past UNION ALL"
+        " SELECT ino, content_seq, NULL, NULL, NULL, NULL FROM inode UNION ALL"
+        " SELECT ino, content_seq, NULL, NULL, NULL, NULL FROM inode_past ORDER BY 1"
     )
     current, groups = Ino(0), dict[Seq, list[Extent]]()
-    for ino, seq, *extent in rows:
+    for ino, seq, start, *extent in rows:
         if ino != current:
             yield from _logged(connection, current, groups)
             current, groups = ino, {}
-        groups.setdefault(seq, []).append(Extent(*extent))
+        group = groups.setdefault(seq, [])
+        if start is not None:
+            group.append(Extent(start, *extent))
     yield from _logged(connection, current, groups)
 
 
 def _logged(connection: Connection, ino: Ino, groups: dict[Seq, list[Extent]]) -> Iterator[Written]:
     for seq, extents in groups.items():
         row = connection.one(
-            "SELECT details ->> 'extents', details ->> 'sha256' FROM oplog"
-            " WHERE seq = ? AND kind = 'write' AND ino = ?",
+            "SELECT details ->> 'extents', details ->> 'sha256', details ->> 'range' FROM oplog"
+            " WHERE seq = ? AND kind = 'write' AND ino = ? AND json_valid(details)"
+            " AND typeof(details ->> 'extents') = 'integer'"
+            " AND typeof(details ->> 'sha256') = 'text'",
             (seq, ino),
         )
         if row is not None:
             yield Written(ino, seq, sorted(extents), *row)
+
+
+def taken_back(connection: Connection) -> set[Ino]:
+    """Return files of which a purge or a recovery took content that the log speaks of."""
+    rows = connection.all(
+        "SELECT DISTINCT t.ino FROM oplog p JOIN touched t ON t.seq = p.seq"
+        " WHERE p.kind IN ('purge', 'recover')"
+    )
+    return {row[0] for row in rows}
 
 
 def unlogged_contents(connection: Connection) -> Iterator[tuple[int, int]]:

@@ -112,6 +112,15 @@ def missing_actors(connection: Connection) -> Iterator[tuple[int, int, int]]:
     )
 
 
+def broken_details(connection: Connection) -> Iterator[int]:
+    """Yield records whose details or state are no JSON."""
+    for (seq,) in connection.iterate(
+        "SELECT seq FROM oplog WHERE NOT json_valid(details)"
+        " OR (undo_state IS NOT NULL AND NOT json_valid(undo_state))"
+    ):
+        yield seq
+
+
 def broken_references(connection: Connection) -> Iterator[tuple[str, Any, int]]:
     """Yield (table, what, seq) of rows that refer to an operation which is beyond the log."""
     head = log_end(connection)

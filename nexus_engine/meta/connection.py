@@ -29,7 +29,8 @@ _SHARED = (
 )
 _ALONE = ("locking_mode = EXCLUSIVE", "journal_mode = MEMORY", "synchronous = OFF")
 
-_LEAVES: tuple[tuple[type[apsw.Error], type[errors.EngineError], str], ...] = (
+_DAMAGED = "meta.db is damaged; restore a backup, or nexus-ctl --store DIR fsck --repair"
+_LEAVES: tuple[tuple[type[Exception], type[errors.EngineError], str], ...] = (
     (apsw.BusyError, errors.StoreBusy, "another process is writing to the store; try again"),
     (apsw.LockedError, errors.StoreBusy, "another process is writing to the store; try again"),
     (apsw.FullError, errors.NoSpace, "no space left for the store's metadata; free some space"),
@@ -38,15 +39,18 @@ _LEAVES: tuple[tuple[type[apsw.Error], type[errors.EngineError], str], ...] = (
     (apsw.ReadOnlyError, errors.StoreInaccessible, "the store's metadata is not writable"),
     (apsw.CantOpenError, errors.StoreInaccessible, "the store's metadata cannot be opened"),
     (apsw.NotADBError, errors.CorruptMetadata, "meta.db is no database any more; restore a backup"),
-    (
-        apsw.CorruptError,
-        errors.CorruptMetadata,
-        "meta.db is damaged; restore a backup, or nexus-ctl --store DIR fsck --repair",
-    ),
+    (apsw.CorruptError, errors.CorruptMetadata, _DAMAGED),
+    (UnicodeDecodeError, errors.CorruptMetadata, _DAMAGED),
 )
 
 
-def translate(error: apsw.Error) -> Exception:
+# Text that is no UTF-8 shows when it is fetched.
+_FAILURES = (apsw.Error, UnicodeDecodeError)
+GARBAGE = (apsw.SQLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What our own code trips over where a row holds what no row of ours can hold."""
+
+
+def translate(error: Exception) -> Exception:
     """Return the engine's error for a database error; what is our own mistake stays as it is."""
     if getattr(error, "extendedresult", None) == apsw.SQLITE_IOERR_SHMSIZE:
         return errors.NoSpace(f"no space left for the index of the write-ahead log ({error})")
@@ -84,21 +88,21 @@ class Connection:
         """Return the first row, or ``None``."""
         try:
             return self.execute(sql, arguments).fetchone()
-        except apsw.Error as error:
+        except _FAILURES as error:
             raise translate(error) from error
 
     def all(self, sql: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return every row; for results whose size is bounded by their question."""
         try:
             return self.execute(sql, arguments).fetchall()
-        except apsw.Error as error:
+        except _FAILURES as error:
             raise translate(error) from error
 
     def iterate(self, sql: str, arguments: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield rows as they come."""
         try:
             yield from self.execute(sql, arguments)
-        except apsw.Error as error:
+        except _FAILURES as error:
             raise translate(error) from error
 
     def run(self, sql: str, arguments: tuple[Any, ...] = ()) -> None:

@@ -129,14 +129,16 @@ def _time_of(connection: Connection, seq: int) -> int:
     return row[0] if row is not None else 0
 
 
-def iter_chain(connection: Connection) -> Iterator[tuple[Record, bool]]:
+def iter_chain(
+    connection: Connection, first: int = 1, last: int = 2**63 - 1
+) -> Iterator[tuple[Record, bool]]:
     """Yield every record, oldest first, and whether its actor is there; in one read transaction."""
     # LEFT: a record whose actor was removed must show, not vanish.
     sql = (
         f"SELECT {_RECORD}, a.id IS NOT NULL FROM oplog o LEFT JOIN actor a ON a.id = o.actor"
-        " ORDER BY o.seq"
+        " WHERE o.seq BETWEEN ? AND ? ORDER BY o.seq"
     )
-    for row in connection.iterate(sql):
+    for row in connection.iterate(sql, (first, last)):
         yield _found(row).record, bool(row[20])
 
 

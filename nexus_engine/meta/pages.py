@@ -119,7 +119,7 @@ class PageFile:
                     cell += 4
                 if kind != _TABLE_INSIDE:
                     rows.append(self._cell(page, cell, is_table=kind == _TABLE_LEAF))
-            except (_Damaged, IndexError, UnicodeDecodeError):
+            except (_Damaged, IndexError):
                 intact = False
         return rows, children, intact
 
@@ -185,7 +185,7 @@ def _value(payload: bytes, at: int, kind: int) -> tuple[Value, int]:
         raise _Damaged  # a float, which no column of ours holds, or nothing that there is
     end = at + (kind - 12) // 2
     data = payload[at:end]
-    return (data.decode() if kind % 2 else data), end
+    return (data.decode(errors="backslashreplace") if kind % 2 else data), end
 
 
 def _varint(buffer: bytes, at: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Where the past itself is damaged it is changed in place: what it says is wrong, 
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import apsw
@@ -91,6 +91,28 @@ def first_time_ns(connection: Connection) -> int:
 
 def add_child_change(connection: Connection, parent: int, seq: int) -> None:
     connection.run("INSERT OR IGNORE INTO child_change (parent, seq) VALUES (?, ?)", (parent, seq))
+
+
+TEXTS = (
+    ("oplog", "seq", ("kind", "details", "undo_state")),
+    ("actor", "id", ("command", "agent", "principal")),
+    ("pack", "id", ("name", "owner")),
+)
+
+
+def iter_texts(
+    connection: Connection, table: str, key: str, column: str
+) -> Iterator[tuple[int, bytes]]:
+    """Yield (key, text as it is stored) of every row that has one."""
+    return connection.iterate(
+        f"SELECT {key}, CAST({column} AS BLOB) FROM {table} WHERE {column} IS NOT NULL"
+    )
+
+
+def put_text(
+    connection: Connection, table: str, key: str, column: str, row: int, text: str
+) -> None:
+    connection.run(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (text, row))
 
 
 # -- intervals --
@@ -182,7 +204,8 @@ def origin(connection: Connection, ino: int) -> Origin | None:
     row = connection.one(
         "SELECT o.details ->> 'mode', o.time_ns, a.uid, a.gid FROM oplog o"
         " JOIN actor a ON a.id = o.actor WHERE o.ino = ?"
-        " AND o.kind IN ('create', 'mkdir', 'mknod', 'symlink') ORDER BY o.seq LIMIT 1",
+        " AND o.kind IN ('create', 'mkdir', 'mknod', 'symlink') AND json_valid(o.details)"
+        " ORDER BY o.seq LIMIT 1",
         (ino,),
     )
     return None if row is None or row[0] is None else Origin._make(row)
@@ -192,7 +215,7 @@ def logged_size(connection: Connection, ino: int) -> int | None:
     """Return the size that the last ``write`` of a file left it with. Reads all of the log."""
     row = connection.one(
         "SELECT details ->> 'size' FROM oplog WHERE ino = ? AND kind = 'write'"
-        " ORDER BY seq DESC LIMIT 1",
+        " AND json_valid(details) ORDER BY seq DESC LIMIT 1",
         (ino,),
     )
     return None if row is None else row[0]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from nexus_engine.meta import log_queries
+from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.database import Database
 from nexus_engine.records import GENESIS_HASH, Record, chain_hash
 from nexus_engine.types import Seq
@@ -62,6 +63,16 @@ def verify_log(
         reason = "the log does not contain the expected hash: its end was cut off or rewritten"
         return VerifyReport(count, Seq(count + 1), reason, previous)
     return VerifyReport(count, None, None, previous)
+
+
+def is_genuine(connection: Connection, seq: int) -> bool:
+    """Tell whether one record is what was written, as its place in the chain says."""
+    previous = GENESIS_HASH
+    for record, has_actor in log_queries.iter_chain(connection, max(1, seq - 1), seq):
+        if record.seq == seq:
+            return has_actor and _flaw(record, seq - 1, previous, 0) is None
+        previous = record.hash
+    return False
 
 
 def _flaw(record: Record, count: int, previous: bytes, time_ns: int) -> str | None:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
+from nexus_engine.check.content import changed_contents
 from nexus_engine.check.naming import inode_name, show
-from nexus_engine.fs.files import fingerprint
 from nexus_engine.meta import check_content_queries, check_log_queries, repair_queries
+from nexus_engine.meta.check_content_queries import Written
 from nexus_engine.meta.reader import EXTENT_MAX_BYTES
 from nexus_engine.meta.repair_queries import Slice
+from nexus_engine.oplog.verify import is_genuine
 from nexus_engine.repair.mending import LOST, Mending, Step
 from nexus_engine.repair.tree import revive
 from nexus_engine.types import Digest, Extent, Ino, Inode
@@ -177,6 +181,8 @@ def _within_chunk(mending: Mending, row: Slice) -> Iterator[Slice]:
 def sizes(mending: Mending) -> None:
     tx, connection = mending.tx, mending.connection
     for table, ino, seq, _, logged in list(check_content_queries.wrong_sizes(connection)):
+        if not is_genuine(connection, seq):
+            continue
         repair_queries.set_sizes(connection, table, ino, seq, logged)
         mending.inode("content-size", ino, f"has {logged} bytes, as op-{seq} left it with")
     for number, end, _ in list(check_content_queries.oversized_extents(connection)):
@@ -188,29 +194,44 @@ def sizes(mending: Mending) -> None:
 def contents(mending: Mending) -> None:
     """Extents that are not what the log says was written, where that is one whole chunk."""
     connection = mending.connection
-    for written in list(check_content_queries.iter_written(connection)):
-        if len(written.extents) != written.expected:
-            continue
-        if fingerprint(written.extents) == written.sha256:
-            continue
+    for written in list(changed_contents(connection)):
         digest = Digest(bytes.fromhex(written.sha256))
-        length = repair_queries.chunk_length(connection, digest)
-        if written.expected != 1 or length is None:
+        if written.expected != 1 or written.place is None:
             continue
-        (wrong,) = written.extents
-        start = wrong.start if wrong.length == length else 0
+        start, length = msgspec.json.decode(written.place, type=tuple[int, int])
+        if (repair_queries.chunk_length(connection, digest) or 0) < length:
+            continue  # it was a part of a chunk, or the chunk is lost
         right = Extent(start, length, digest, 0)
-        for past in (False, True):
-            rows = repair_queries.slices(connection, written.ino, past=past)
-            replaced = [
-                row._replace(extent=right)
-                if row.extent == wrong and row.from_seq == written.seq
-                else row
-                for row in rows
-            ]
-            if replaced != rows:
-                repair_queries.put_slices(connection, written.ino, replaced, past=past)
-        mending.inode("content-changed", written.ino, f"is what op-{written.seq} wrote")
+        if written.extents:
+            done = _replace(mending, written, right)
+        else:
+            done = _lay_again(mending, written, right)
+        if done:
+            mending.inode("content-changed", written.ino, f"is what op-{written.seq} wrote")
+
+
+def _replace(mending: Mending, written: Written, right: Extent) -> bool:
+    """Put right the only extent that an operation laid down."""
+    (wrong,) = written.extents
+    for past in (False, True):
+        rows = repair_queries.slices(mending.connection, written.ino, past=past)
+        for index, row in enumerate(rows):
+            if row.extent == wrong and row.from_seq == written.seq:
+                rows[index] = row._replace(extent=right)
+                repair_queries.put_slices(mending.connection, written.ino, rows, past=past)
+                return True
+    return False
+
+
+def _lay_again(mending: Mending, written: Written, right: Extent) -> bool:
+    """Put back the only extent that an operation laid down, where that is the content now."""
+    inode = mending.tx.find_inode(written.ino)
+    if inode is None or inode.content_seq != written.seq:
+        return False
+    rows = repair_queries.slices(mending.connection, written.ino, past=False)
+    laid = _laid([*rows, Slice(right, written.seq, None)])
+    repair_queries.put_slices(mending.connection, written.ino, laid, past=False)
+    return True
 
 
 def dates_and_orphans(mending: Mending) -> None:

@@ -60,24 +60,25 @@ def repair(
 def _mend_indexes(store: Store) -> list[Mended]:
     """Make SQLite's indexes anew where they are damaged, and nothing else is."""
     connection = store.database.connection
-    if not list(check_log_queries.integrity(connection, thorough=True)):
-        return []
-    store.upkeep(store.database.in_transaction, repair_queries.reindex)
-    left = list(check_log_queries.integrity(connection, thorough=True))
+    damage = list(check_log_queries.integrity(connection, thorough=True))
+    if damage:
+        store.upkeep(store.database.in_transaction, repair_queries.reindex)
+    left = list(check_log_queries.integrity(connection, thorough=True)) if damage else []
+    for flaw in check_log_queries.schema_flaws(connection):
+        if flaw.type == "table" and not flaw.missing:
+            left.append(f"the table {flaw.name} is not as this version makes it")
     if left:
         raise errors.CorruptMetadata(
             f"meta.db is damaged ({left[0]}): unmount it, then nexus-ctl --store DIR fsck --repair"
         )
-    return [Mended("database", "meta.db", "its indexes are made anew")]
+    return [Mended("database", "meta.db", "its indexes are made anew")] if damage else []
 
 
 def _mend(
     store: Store, actor: Actor, progress: Progress, codes: set[str], *, deep: bool
 ) -> list[Mended]:
     mended: list[Mended] = []
-    for step in _STEPS:
-        if step.codes & codes:
-            mended += store.transact(run, actor, step)
+    # The index first: what a chunk is long decides what extents can be.
     if "pack-header" in codes:
         headers = Step(frozenset(), partial(packs.headers, store))
         mended += store.transact(run, actor, headers)
@@ -85,4 +86,7 @@ def _mend(
         flawed, named = packs.find_lost(store, deep=deep)
         found = packs.find_elsewhere(store, flawed | named, progress)
         mended += store.transact(run, actor, Step(frozenset(), partial(packs.index, flawed, found)))
+    for step in _STEPS:
+        if step.codes & codes:
+            mended += store.transact(run, actor, step)
     return mended

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import msgspec
+
 from nexus_engine.check.naming import entry_name, inode_name
 from nexus_engine.clock import SystemClock, uuid7
 from nexus_engine.meta import check_log_queries, check_queries, repair_queries
@@ -64,6 +66,30 @@ def references(mending: Mending) -> None:
     for actor, seq, count in list(check_log_queries.missing_actors(connection)):
         repair_queries.add_lost_actor(connection, actor)
         mending.say("log-actor", f"op-{seq}", f"{count} operations are by somebody called lost")
+
+
+def texts(mending: Mending) -> None:
+    """Text that is none: it stays as far as it can be read. The log's hashes go on telling."""
+    for table, key, columns in repair_queries.TEXTS:
+        for column in columns:
+            rows = list(repair_queries.iter_texts(mending.connection, table, key, column))
+            for row, stored in rows:
+                text = _readable(column, stored)
+                if text.encode() != stored:
+                    repair_queries.put_text(mending.connection, table, key, column, row, text)
+                    what = "log-details" if table == "oplog" else "unreadable"
+                    where = f"op-{row}" if table == "oplog" else f"{table} {row}"
+                    mending.say(what, where, f"{column} stays as far as it can be read")
+
+
+def _readable(column: str, stored: bytes) -> str:
+    text = stored.decode(errors="backslashreplace")
+    if column in ("details", "undo_state"):
+        try:
+            msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return msgspec.json.encode({"unreadable": text}).decode()
+    return text
 
 
 def child_changes(mending: Mending) -> None:
@@ -178,6 +204,7 @@ def _earliest(periods: list[tuple[int, int]], last: int, begin: int) -> int:
 STEPS = (
     Step(frozenset({"schema", "view"}), schema),
     Step(frozenset({"store"}), facts),
+    Step(frozenset({"unreadable", "log-details"}), texts),
     Step(
         frozenset(
             {f"{table}-reference" for table, _, _ in check_log_queries.REFERENCES}

@@ -12,7 +12,7 @@ import pyfuse3
 
 from nexus_engine.meta.database import Database
 from nexus_engine.oplog import reader as log_reader
-from nexus_engine.records import Record
+from nexus_engine.records import Record, parse_details
 from nexus_engine.types import Actor, Ino, Inode, Path, Seq
 from nexusfuse.virtual.base import (
     BaseNode,
@@ -172,7 +172,7 @@ def record_line(record: Record, undone: bool) -> bytes:  # noqa: FBT001
         "path": _text(record.path),
         "actor": record.actor._asdict(),
         "undone": undone,
-        "details": msgspec.json.decode(record.details),
+        "details": parse_details(record.details),
     }
     if record.path2 is not None:
         line["path2"] = _text(record.path2)
