@@ -28,7 +28,7 @@ from nexus_engine.fs.content import Content, read_extents
 from nexus_engine.fs.files import Handle
 from nexus_engine.history.moments import require_whole
 from nexus_engine.history.versions import require_still_there
-from nexus_engine.meta import gc_queries
+from nexus_engine.meta import gc_queries, log_pruning_queries
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import AsOfReader, Listed, View
 from nexus_engine.oplog.tail import Stale, Tail
@@ -62,6 +62,7 @@ class Engine:
 
     def __init__(self, store: Store, *, noatime: bool = False) -> None:
         self.store = store
+        store.announce_writing()
         self.reader = store.reader
         self.content = Content(store, noatime=noatime)
         self.tail = Tail(store.database)
@@ -545,7 +546,8 @@ class Engine:
         """Answer gc, which wants to know that nobody begins to rely on a pack that goes."""
         connection = self.store.database.connection
         packs = gc_queries.unseen_packs(connection, self.store.owner)
-        if self.store.chunks.finish({name for _, name in packs}):
+        closing = log_pruning_queries.closing_packs(connection, self.store.owner)
+        if self.store.chunks.finish({name for _, name in packs}.union(closing)):
             return  # first these must be sealed; the next round sees to that
         if packs:
             await self.content.leave_packs([name for _, name in packs])
@@ -573,12 +575,14 @@ class Engine:
 
 def _prune(policy: Retention, dead_share: float, store: Store) -> None:
     actor = Actor(store.path.stat().st_uid, 0, os.getpid(), command="retention")
-    dropped = prune(store, policy, actor)
+    done = prune(store, policy, actor)
     collected = gc.collect(store, dead_share=dead_share)
     log.info(
-        "pruned %d rows; gave back %d bytes in %d packs",
-        dropped, collected.freed_bytes, collected.packs,
+        "pruned %d rows and %d records; gave back %d bytes in %d packs",
+        done.rows, done.records, collected.freed_bytes, collected.packs,
     )  # fmt: skip
+    if done.excess_bytes:
+        log.info("history is %d bytes above max_history", done.excess_bytes)
 
 
 def _set_ids_lost(inode: Inode, actor: Actor, groups: Groups) -> int:

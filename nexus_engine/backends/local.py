@@ -104,6 +104,7 @@ class LocalObjectStore:
         self._drop(key)
         try:
             path.unlink()
+            sync_directory(path.parent)
         except OSError as error:
             if error.errno not in _GONE:
                 raise translate(error, f"delete {key}") from error

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import apsw
 
 from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.log_pruning_queries import UNLOGGED
 from nexus_engine.meta.reader import EXTENT_MAX_BYTES, name_hash
 from nexus_engine.meta.schema import VERSION
 
@@ -169,8 +170,7 @@ def impossible_intervals(connection: Connection, interval: Interval) -> Iterator
     return connection.iterate(
         f"SELECT {_shown(interval)}, r.from_seq, r.to_seq FROM {interval.table}_past r"
         " WHERE r.from_seq >= r.to_seq"
-        " OR NOT EXISTS (SELECT 1 FROM oplog o WHERE o.seq = r.from_seq)"
-        " OR NOT EXISTS (SELECT 1 FROM oplog o WHERE o.seq = r.to_seq)"
+        f" OR {UNLOGGED.format(seq='r.from_seq')} OR {UNLOGGED.format(seq='r.to_seq')}"
     )
 
 
@@ -178,7 +178,7 @@ def unlogged_rows(connection: Connection, interval: Interval) -> Iterator[tuple[
     """Yield (*shown, from_seq) of current rows made by an operation that is not in the log."""
     return connection.iterate(
         f"SELECT {_shown(interval)}, r.from_seq FROM {interval.table} r"
-        " WHERE NOT EXISTS (SELECT 1 FROM oplog o WHERE o.seq = r.from_seq)"
+        f" WHERE {UNLOGGED.format(seq='r.from_seq')}"
     )
 
 
@@ -213,8 +213,7 @@ def past_dentries_of_nothing(connection: Connection) -> Iterator[tuple[int, byte
     Where retention was at work: that led to nothing all the time.
     """
     row = connection.one(
-        "SELECT max((SELECT coalesce(max(until_seq), 0) FROM expired),"
-        " (SELECT coalesce(max(value), 0) FROM store WHERE key = 'pruned_to'))"
+        "SELECT coalesce(max(value), 0) FROM store WHERE key IN ('pruned_to', 'expired_to')"
     )
     last = "CASE WHEN d.from_seq > ?1 THEN d.from_seq ELSE d.to_seq - 1 END"
     return connection.iterate(
@@ -284,7 +283,7 @@ def unlogged_contents(connection: Connection) -> Iterator[tuple[int, int]]:
     return connection.iterate(
         "SELECT v.ino, v.content_seq FROM"
         " (SELECT ino, content_seq FROM inode UNION ALL SELECT ino, content_seq FROM inode_past) v"
-        " WHERE NOT EXISTS (SELECT 1 FROM oplog o WHERE o.seq = v.content_seq)"
+        f" WHERE {UNLOGGED.format(seq='v.content_seq')}"
     )
 
 
@@ -348,7 +347,6 @@ def broken_references(connection: Connection) -> Iterator[tuple[str, Any, int]]:
         ("touched", "ino", "seq"),
     ):
         for label, seq in connection.iterate(
-            f"SELECT t.{what}, t.{column} FROM {table} t"
-            f" WHERE NOT EXISTS (SELECT 1 FROM oplog o WHERE o.seq = t.{column})"
+            f"SELECT t.{what}, t.{column} FROM {table} t WHERE {UNLOGGED.format(seq=f't.{column}')}"
         ):
             yield table, label, seq

@@ -106,6 +106,10 @@ class Database:
             self.connection.rollback()
         return result
 
+    def forget_cached(self) -> None:
+        """Read again what transactions know of the store: rows went that they may rely on."""
+        self._transaction.forget()
+
     def put_access_times(self, times: dict[Ino, int]) -> None:
         """Set atimes (ns) of current inodes, in place: reading makes no version."""
 
@@ -116,7 +120,11 @@ class Database:
         self.in_transaction(put)
 
     def add_pack(self, name: str, owner: str) -> None:
-        self.connection.run("INSERT INTO pack (name, owner) VALUES (?, ?)", (name, owner))
+        self.connection.run(
+            "INSERT INTO pack (name, owner, begun_seq)"
+            " VALUES (?, ?, coalesce((SELECT max(seq) FROM oplog), 0))",
+            (name, owner),
+        )
 
     def seal_pack(self, name: str) -> None:
         self.connection.run("UPDATE pack SET owner = NULL WHERE name = ?", (name,))

@@ -57,7 +57,7 @@ def find_live(connection: Connection) -> None:
 
 
 def pack_use(connection: Connection) -> list[PackUse]:
-    """Return every sealed pack; after ``find_live``."""
+    """Return every sealed pack; after ``find_live``, or whatever else filled ``temp.live``."""
     return [PackUse._make(row) for row in connection.all(_USE)]
 
 
@@ -142,6 +142,6 @@ def drop_chunks(connection: Connection, number: int, digests: Iterable[Digest]) 
 
 
 def drop_pack(connection: Connection, number: int) -> None:
-    """Forget a pack; nothing in the index may point to it any more."""
+    """Forget a pack; nothing in the index may point to it any more, and its object is gone."""
     connection.run("DELETE FROM pack_seen WHERE pack = ?", (number,))
     connection.run("DELETE FROM pack WHERE id = ?", (number,))

@@ -7,10 +7,11 @@
     look       which of its chunks does some version of some file name?
     copy       these into a pack of ours; sync
     move       the index points to the copies; the dead leave it
-    remove     the row, and then the object
+    remove     the object, and then the row
 
 Each step can be repeated. A crash leaves a pack that is retiring, for the next run, or copies that
-nothing names.
+nothing names. As long as there may be an object there is a row: no pack is left over that nobody
+knows of, and one that a process has just begun is never taken for such a one.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from nexus_engine.cas.store import Location
 from nexus_engine.meta import gc_queries
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.gc_queries import Outgoing, PackUse
-from nexus_engine.owners import owners
+from nexus_engine.owners import describe, writers
 from nexus_engine.recovery import recover
+from nexus_engine.retention.turns import alone
 from nexus_engine.store import Store
 from nexus_engine.types import Digest
 
@@ -56,11 +58,17 @@ class Collected(NamedTuple):
     copied_bytes: int
 
 
-def estimate(store: Store) -> tuple[int, int]:
-    """Return (bytes of sealed packs, those of them that are dead). Changes nothing."""
-    use = _use(store)
-    total = sum(store.objects.size(pack_key(pack.name)) for pack in use)
-    return total, total - sum(pack.live_bytes for pack in use)
+def foresee(store: Store, connection: Connection, *, dead_share: float = DEAD_SHARE) -> int:
+    """Return how many bytes a collection would give back. Changes nothing.
+
+    Args:
+        connection: One whose ``temp.live`` says what is named.
+    """
+    return sum(
+        _size(store, pack.name) - pack.live_bytes
+        for pack in gc_queries.pack_use(connection)
+        if _dead_share(store, pack) >= dead_share
+    )
 
 
 def collect(
@@ -69,17 +77,27 @@ def collect(
     dead_share: float = DEAD_SHARE,
     holding: Sequence[Digest] = (),
     progress: Progress | None = None,
+    wait_s: float = 0.0,
 ) -> Collected:
     """Remove packs of which at least a share is dead. Takes long; blocks.
 
     Args:
         store: Opened for this alone: another process has the files.
         holding: Packs that hold these go in any case, also those that are being written.
+        wait_s: For another process that collects or prunes.
 
     Raises:
-        StoreBusy: A process does not answer; nothing is lost, a later run goes on.
+        StoreBusy: A process does not answer, or another one is at it; nothing is lost, a later run
+            goes on.
         NoSpace: No room for what has to be copied.
     """
+    with alone(store, wait_s=wait_s):
+        return _collect(store, dead_share, holding, progress)
+
+
+def _collect(
+    store: Store, dead_share: float, holding: Sequence[Digest], progress: Progress | None
+) -> Collected:
     recover(store)
     use = _use(store)
     worth = [pack.number for pack in use if _dead_share(store, pack) >= dead_share]
@@ -119,11 +137,18 @@ def _use(store: Store) -> list[PackUse]:
 
 
 def _dead_share(store: Store, pack: PackUse) -> float:
-    try:
-        size = store.objects.size(pack_key(pack.name))
-    except errors.ObjectNotFound:
+    size = _size(store, pack.name)
+    if size < pack.live_bytes:
         return 0.0  # fsck's to report
     return 1 - pack.live_bytes / size if size else 1.0
+
+
+def _size(store: Store, name: str) -> int:
+    """Return the size of a pack; 0 where nothing was written to it, or it is removed already."""
+    try:
+        return store.objects.size(pack_key(name))
+    except errors.ObjectNotFound:
+        return 0
 
 
 def _await_all(store: Store, numbers: list[int]) -> None:
@@ -132,13 +157,15 @@ def _await_all(store: Store, numbers: list[int]) -> None:
     _change(store, gc_queries.note_seen, numbers, store.owner)
     deadline_s = time.monotonic() + WAIT_S
     while True:
-        waiting = [o for o in owners(store.peers) if gc_queries.unseen_packs(connection, o)]
+        # Who stores nothing, relies on nothing: a command that reads for hours is not asked.
+        waiting = [o for o in writers(store.peers) if gc_queries.unseen_packs(connection, o)]
         waiting += gc_queries.writers_of_retiring(connection)
         if not waiting:
             return
         if time.monotonic() > deadline_s:
             raise errors.StoreBusy(
-                f"process {waiting[0].split('-')[0]} has the store open and does not answer gc"
+                f"{describe(waiting[0])} writes to the store and does not answer: end it, then try"
+                " again"
             )
         recover(store)  # one that died answers no more, but what it began must be finished
         time.sleep(_POLL_S)
@@ -158,11 +185,11 @@ def _empty(store: Store, number: int, name: str) -> tuple[int, int]:
     for batch in _batches(gc_queries.outgoing(connection, number, live=False)):
         digests = [chunk.digest for chunk in batch]
         _change(store, gc_queries.drop_chunks, number, digests)
-    size = store.objects.size(pack_key(name))
-    _change(store, gc_queries.drop_pack, number)
+    size = _size(store, name)
     # On the disk first: rows that name a pack which is gone would be lost files.
     store.sync()
     store.objects.delete(pack_key(name))
+    _change(store, gc_queries.drop_pack, number)
     return size - copied, copied
 
 

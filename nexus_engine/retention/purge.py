@@ -76,7 +76,7 @@ def _purge(
     store.transact(_forget, actor, inos, only, path, len(digests))
     shared = {d: purge_queries.inodes_with(connection, d) for d in digests}
     gone = [digest for digest, holders in shared.items() if not holders]
-    collected = gc.collect(store, holding=gone, progress=progress)
+    collected = gc.collect(store, holding=gone, progress=progress, wait_s=gc.WAIT_S)
     left = [digest for digest in gone if store.reader.find_chunk(digest) is not None]
     if left:
         raise errors.StoreBusy(

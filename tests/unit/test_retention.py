@@ -87,7 +87,7 @@ async def test_kept_moments_are_whole_and_the_others_are_not_shown(world: World)
     trees = await grow(world)
     snapshots.create(world.store, "pinned", ALICE)
     pinned = world.head - 1
-    dropped = prune(world.store, DAY_THEN_HOURS, ALICE)
+    dropped = prune(world.store, DAY_THEN_HOURS, ALICE).rows
     assert dropped > 100
     whole = expired = 0
     for seq, tree in trees.items():
@@ -103,7 +103,7 @@ async def test_kept_moments_are_whole_and_the_others_are_not_shown(world: World)
     assert world.tree("", Seq(pinned)) == trees[Seq(pinned)]
     assert check(world.store, deep=True) == []
     assert verify_log(world.database).holds
-    assert prune(world.store, DAY_THEN_HOURS, ALICE) < dropped / 5
+    assert prune(world.store, DAY_THEN_HOURS, ALICE).rows < dropped / 5
 
 
 async def test_a_time_means_the_last_kept_moment_before_it(world: World) -> None:
