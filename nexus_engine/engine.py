@@ -515,6 +515,7 @@ class Engine:
         limit_ns = int(self.store.config.session_limit_s * 1e9)
         try:
             await self.content.seal_all(older_than_ns=self.store.clock.time_ns() - limit_ns)
+            self.content.hold_unlinked()
             self.content.drop_unlinked()
             self.content.write_access_times()
         finally:

@@ -81,6 +81,17 @@ class Database:
 
     # -- upkeep: rows that no view of the tree, now or then, can see change --
 
+    def adopt_unlinked(self, ino: Ino) -> None:
+        """Keep what an inode held that another process removed while it was open here."""
+        self.connection.run(
+            "INSERT OR IGNORE INTO inode (ino, from_seq, mode, uid, gid, nlink, rdev, size,"
+            " atime_ns, mtime_ns, ctime_ns, btime_ns, content_seq, target)"
+            " SELECT ino, to_seq, mode, uid, gid, 0, rdev, size,"
+            " atime_ns, mtime_ns, ctime_ns, btime_ns, content_seq, target"
+            " FROM inode_past WHERE ino = ? ORDER BY to_seq DESC LIMIT 1",
+            (ino,),
+        )
+
     def drop_unlinked(self, ino: Ino) -> None:
         """Drop the current row of an inode whose last name and last handle are gone.
 

@@ -112,7 +112,7 @@ def find_seq_at(connection: Connection, time_ns: int) -> Seq | None:
     if low is None or high is None:
         return None
     if _time_of(connection, low) > time_ns:
-        row = connection.one("SELECT max(seq) FROM kept WHERE time_ns <= ?", (time_ns,))
+        row = connection.one("SELECT max(seq) FROM main.kept WHERE time_ns <= ?", (time_ns,))
         return None if row is None else row[0]
     while low < high:
         middle = (low + high + 1) // 2

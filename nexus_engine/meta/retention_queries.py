@@ -30,6 +30,11 @@ _NEXT_CHANGE = (
     "(SELECT min(n.seq) FROM child_change n"
     " WHERE n.parent = child_change.parent AND n.seq > child_change.seq)"
 )
+# What is kept for longer has kept its names as well, or nobody would find it.
+_OF_OTHERS = (
+    " AND NOT EXISTS (SELECT 1 FROM temp.rule r"
+    " WHERE r.ino = dentry_past.ino AND dentry_past.to_seq > r.stays_from)"
+)
 # Where a rule begins, what lies inside goes; that there is such a file or directory, and its
 # attributes, stay.
 _INSIDE = ("extent", "extent_past", "dentry_past", "child_change")
@@ -63,7 +68,7 @@ def _conditions() -> list[Condition]:
             Condition(t, _goes(t, "ino", "{table}.to_seq"))
             for t in ("extent_past", "xattr_past", "inode_past")
         ),
-        Condition("dentry_past", _goes("dentry_past", "parent", "{table}.to_seq")),
+        Condition("dentry_past", _goes("dentry_past", "parent", "{table}.to_seq") + _OF_OTHERS),
         Condition("child_change", _goes("child_change", "parent", _NEXT_CHANGE)),
     ]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
 import anyio
 import anyio.to_thread
 
+from nexus_engine import errors
 from nexus_engine.store import Store
 from tests.unit.worlds import SECOND, World
 
@@ -31,7 +33,8 @@ async def beside(world: World, action: Callable[[Store], R]) -> R:
 
         async def keep_up() -> None:
             while True:
-                await world.engine._upkeep()
+                with contextlib.suppress(errors.StoreBusy):
+                    await world.engine._upkeep()
                 await anyio.sleep(0.01)
 
         tasks.start_soon(keep_up)
@@ -39,6 +42,12 @@ async def beside(world: World, action: Callable[[Store], R]) -> R:
         tasks.cancel_scope.cancel()
     world.engine.catch_up()
     return results[0]
+
+
+async def seal(world: World) -> None:
+    """Have the engine begin a new pack: gc leaves alone what is being written."""
+    world.store.chunks.finish({pack.pack for pack in world.store.chunks.packs_written()})
+    await world.engine._upkeep()
 
 
 def stored(world: World) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path as FilePath
 
+import anyio
 import pytest
 
 from nexus_engine import errors
@@ -205,9 +205,5 @@ async def test_the_script_in_the_documents_verifies_a_pruned_log(world: World) -
     await age(world)
     await prune_beside(world)
     (script,) = fences((DOCS / "FORMAT.md").read_text(), "python", marker="<!-- run: chain -->")
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(world.path)],
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert (done.stderr, done.returncode) == ("", 0)
-    assert done.stdout.strip() == verify_log(world.database).head_hash.hex()
+    done = await anyio.run_process([sys.executable, "-c", script, str(world.path)])
+    assert done.stdout.decode().strip() == verify_log(world.database).head_hash.hex()
