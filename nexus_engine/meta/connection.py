@@ -193,6 +193,15 @@ class Connection:
         finally:
             self.rollback()
 
+    def rewrite(self) -> None:
+        """Write the whole database anew: what was deleted is in none of its pages then.
+
+        Others read meanwhile and cannot write.
+        """
+        # The copy is as large as the database.
+        self.run("PRAGMA temp_store = FILE")
+        self.run("VACUUM")
+
     def copy_to(self, target: Connection, progress: Callable[[int, int], None]) -> None:
         """Copy the whole database, as of one moment, beside writers that go on.
 

@@ -56,6 +56,16 @@ def find_live(connection: Connection) -> None:
         connection.run(sql)
 
 
+def is_live(connection: Connection, digest: Digest) -> bool:
+    """Tell whether some version of some file names a chunk; after ``find_live``."""
+    return connection.one("SELECT 1 FROM temp.live WHERE digest = ?", (digest,)) is not None
+
+
+def all_packs(connection: Connection) -> list[tuple[int, str]]:
+    """Return (number, name) of every pack, also of those that are being written."""
+    return connection.all("SELECT id, name FROM pack ORDER BY id")
+
+
 def pack_use(connection: Connection) -> list[PackUse]:
     """Return every sealed pack; after ``find_live``, or whatever else filled ``temp.live``."""
     return [PackUse._make(row) for row in connection.all(_USE)]

@@ -293,6 +293,11 @@ UPDATE snapshot SET (time_ns, uid) = (
     WHERE o.seq = snapshot.created_seq
 );
 
+-- Chunks that a purge is about to destroy: whoever comes next finishes what was cut short.
+CREATE TABLE purging (
+    digest BLOB PRIMARY KEY
+) STRICT, WITHOUT ROWID;
+
 -- A pack on its way out: no new file may rely on what is in it, and gc moves what is live. It goes
 -- when every process has said that it knows.
 ALTER TABLE pack ADD COLUMN retiring INTEGER NOT NULL DEFAULT 0;

@@ -18,20 +18,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Concatenate, NamedTuple, ParamSpec
 
 from nexus_engine import errors
 from nexus_engine.cas.pack import pack_key
 from nexus_engine.cas.store import Location
-from nexus_engine.meta import gc_queries
+from nexus_engine.meta import gc_queries, purge_queries
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.gc_queries import Outgoing, PackUse
 from nexus_engine.owners import describe, writers
 from nexus_engine.recovery import recover
 from nexus_engine.retention.turns import alone
 from nexus_engine.store import Store
-from nexus_engine.types import Digest
 
 log = logging.getLogger(__name__)
 
@@ -75,15 +74,13 @@ def collect(
     store: Store,
     *,
     dead_share: float = DEAD_SHARE,
-    holding: Sequence[Digest] = (),
     progress: Progress | None = None,
     wait_s: float = 0.0,
 ) -> Collected:
-    """Remove packs of which at least a share is dead. Takes long; blocks.
+    """Remove packs of which at least a share is dead, or that a purge retired. Takes long; blocks.
 
     Args:
         store: Opened for this alone: another process has the files.
-        holding: Packs that hold these go in any case, also those that are being written.
         wait_s: For another process that collects or prunes.
 
     Raises:
@@ -92,27 +89,27 @@ def collect(
         NoSpace: No room for what has to be copied.
     """
     with alone(store, wait_s=wait_s):
-        return _collect(store, dead_share, holding, progress)
+        return _collect(store, dead_share, progress)
 
 
-def _collect(
-    store: Store, dead_share: float, holding: Sequence[Digest], progress: Progress | None
-) -> Collected:
+def _collect(store: Store, dead_share: float, progress: Progress | None) -> Collected:
     recover(store)
+    connection = store.database.connection
     use = _use(store)
     worth = [pack.number for pack in use if _dead_share(store, pack) >= dead_share]
-    worth += gc_queries.packs_holding(store.database.connection, holding)
+    purging = purge_queries.pending(connection)
+    worth += gc_queries.packs_holding(connection, purging)
     _change(store, gc_queries.retire, worth)
     live = {pack.number: pack.live_bytes for pack in use}
     # On a full disk what one pack gives back has room for what the next has to keep.
     retiring = sorted(
-        gc_queries.retiring_packs(store.database.connection), key=lambda pack: live.get(pack[0], 0)
+        gc_queries.retiring_packs(connection), key=lambda pack: live.get(pack[0], 0)
     )
     if not retiring:
         return Collected(0, 0, 0)
     _await_all(store, [number for number, _ in retiring])
-    gc_queries.find_live(store.database.connection)
-    gc_queries.find_outgoing(store.database.connection)
+    gc_queries.find_live(connection)
+    gc_queries.find_outgoing(connection)
     done = Collected(0, 0, 0)
     for count, (number, name) in enumerate(retiring, start=1):
         if live.get(number, 0) + _MARGIN_BYTES > store.reserve.usable_bytes():
@@ -128,6 +125,8 @@ def _collect(
         done = Collected(done.packs + 1, done.freed_bytes + freed, done.copied_bytes + copied)
         if progress is not None:
             progress(count, len(retiring))
+    if purging:
+        _change(store, purge_queries.end_pending)
     return done
 
 
