@@ -443,7 +443,10 @@ class Engine:
             finally:
                 peer.leave()  # what it committed is done, whether or not it is on the disk yet
 
-        return await anyio.to_thread.run_sync(run)
+        try:
+            return await anyio.to_thread.run_sync(run)
+        finally:
+            self.store.objects.forget_deleted()  # or what gc gave back would not be free yet
 
     # -- others, and upkeep --
 

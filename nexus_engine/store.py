@@ -292,6 +292,7 @@ class Store:
             self.abandon()
 
     def _close_database(self) -> None:
+        self.objects.close()
         for connection in self._reader_connections:
             connection.close()
         self.database.close()

@@ -109,6 +109,11 @@ class LocalObjectStore:
             if error.errno not in _GONE:
                 raise translate(error, f"delete {key}") from error
 
+    def close(self) -> None:
+        """Let go of everything that is open, whoever still refers to this."""
+        with self._lock:
+            self._open.clear()
+
     def forget_deleted(self) -> None:
         """Close objects that another process deleted: until then their blocks are not free."""
         with self._lock:

@@ -40,6 +40,8 @@ Progress = Callable[[int, int], None]
 
 DEAD_SHARE = 0.5
 """A pack with at least this share of dead bytes is worth copying the rest."""
+OPEN_BYTES = 4 << 20
+"""A pack that is being written is closed for this only if it is at least so large."""
 WAIT_S = 30.0
 _POLL_S = 0.05
 _MARGIN_BYTES = 1 << 20
@@ -66,7 +68,7 @@ def foresee(store: Store, connection: Connection, *, dead_share: float = DEAD_SH
     return sum(
         _size(store, pack.name) - pack.live_bytes
         for pack in gc_queries.pack_use(connection)
-        if _dead_share(store, pack) >= dead_share
+        if _is_worth_it(store, pack, dead_share)
     )
 
 
@@ -95,25 +97,21 @@ def collect(
 def _collect(store: Store, dead_share: float, progress: Progress | None) -> Collected:
     recover(store)
     connection = store.database.connection
-    use = _use(store)
-    worth = [pack.number for pack in use if _dead_share(store, pack) >= dead_share]
+    worth = [pack.number for pack in _use(store) if _is_worth_it(store, pack, dead_share)]
     purging = purge_queries.pending(connection)
     worth += gc_queries.packs_holding(connection, purging)
     _change(store, gc_queries.retire, worth)
-    live = {pack.number: pack.live_bytes for pack in use}
-    # On a full disk what one pack gives back has room for what the next has to keep.
-    retiring = sorted(
-        gc_queries.retiring_packs(connection), key=lambda pack: live.get(pack[0], 0)
-    )
-    if not retiring:
+    numbers = gc_queries.retiring_numbers(connection)
+    if not numbers:
         return Collected(0, 0, 0)
-    _await_all(store, [number for number, _ in retiring])
+    _await_all(store, numbers)
     gc_queries.find_live(connection)
     gc_queries.find_outgoing(connection)
+    retiring = gc_queries.retiring_packs(connection)
     done = Collected(0, 0, 0)
-    for count, (number, name) in enumerate(retiring, start=1):
-        if live.get(number, 0) + _MARGIN_BYTES > store.reserve.usable_bytes():
-            log.error("pack %s stays: no room for the %d bytes in it that live", name, live[number])
+    for count, (number, name, live_bytes) in enumerate(retiring, start=1):
+        if live_bytes + _MARGIN_BYTES > store.reserve.usable_bytes():
+            log.error("pack %s stays: no room for the %d bytes in it that live", name, live_bytes)
             _change(store, gc_queries.keep, number)
             continue
         try:
@@ -135,11 +133,13 @@ def _use(store: Store) -> list[PackUse]:
     return gc_queries.pack_use(store.database.connection)
 
 
-def _dead_share(store: Store, pack: PackUse) -> float:
+def _is_worth_it(store: Store, pack: PackUse, dead_share: float) -> bool:
     size = _size(store, pack.name)
     if size < pack.live_bytes:
-        return 0.0  # fsck's to report
-    return 1 - pack.live_bytes / size if size else 1.0
+        return False  # fsck's to report
+    if pack.is_open and size < OPEN_BYTES:
+        return False
+    return size - pack.live_bytes >= size * dead_share
 
 
 def _size(store: Store, name: str) -> int:
