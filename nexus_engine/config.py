@@ -13,8 +13,9 @@ from nexus_engine import errors
 from nexus_engine.times import parse_age
 
 CONFIG_NAME = "store.yaml"
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
-_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZES = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB|%)")
 
 
@@ -84,6 +85,27 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seconds(self.interval)
 
 
+class Scrub(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a daemon reads all content again, to find what decayed."""
+
+    interval: str = "4w"
+    """From the end of one to the beginning of the next."""
+    rate: str = "20M"
+    """Bytes each second, at most."""
+
+    def __post_init__(self) -> None:
+        seconds(self.interval)
+        parse_bytes(self.rate)
+
+
+def parse_bytes(text: str) -> int:
+    """Return a number of bytes: ``50M`` is 50,000,000."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("K", "M", "G") else (text, "")
+    if not (number.isascii() and number.isdigit() and 0 < int(number) < 10**12):
+        raise ValueError(f"{text!r} is no number of bytes such as 500K, 50M or 1G")
+    return int(number) * _UNITS[unit]
+
+
 def seconds(age: str) -> int:
     """Return an age in seconds."""
     value = parse_age(age)
@@ -98,7 +120,7 @@ def bytes_of(limit: str, disk_bytes: int) -> int:
     if match is None:
         raise ValueError(f"{limit!r} is no size such as 500MiB, 20GiB or 30%")
     number = float(match[1])
-    return int(disk_bytes * number / 100 if match[2] == "%" else number * _UNITS[match[2]])
+    return int(disk_bytes * number / 100 if match[2] == "%" else number * _SIZES[match[2]])
 
 
 def _require_count(count: int | None) -> None:
@@ -117,10 +139,12 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes that wait in memory, over all files."""
     chunk_cache_mib: int = 64
     """Decoded chunks kept in memory."""
-    reserve_mib: int = 64
+    reserve_mib: int = 16
     """Kept back on the disk for emptying it when it is full; 0 keeps nothing back."""
     retention: Retention | None = None
     """Without it everything is kept for ever."""
+    scrub: Scrub | None = Scrub()
+    """``None``: never by itself."""
 
 
 def load_config(store: FilePath) -> StoreConfig:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -20,8 +21,9 @@ import anyio
 import anyio.to_thread
 
 from nexus_engine import errors
+from nexus_engine.check import scrub as scrubbing
 from nexus_engine.clock import Clock
-from nexus_engine.config import Retention, seconds
+from nexus_engine.config import Retention, Scrub, parse_bytes, seconds
 from nexus_engine.fs import attributes, computed, namespace
 from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.fs.content import Content, read_extents
@@ -38,7 +40,7 @@ from nexus_engine.recovery import recover
 from nexus_engine.retention import gc
 from nexus_engine.retention.prune import prune
 from nexus_engine.store import Store
-from nexus_engine.types import NAME_MAX, Actor, FsUsage, Ino, Inode, Name, Seq
+from nexus_engine.types import NAME_MAX, ROOT_INO, Actor, FsUsage, Ino, Inode, Name, Seq
 
 R = TypeVar("R")
 Groups = Callable[[], Collection[int]]
@@ -49,6 +51,9 @@ UPKEEP_INTERVAL_S = 1.0
 ROOM_PAUSE_S = 60.0
 """Between two attempts at making room."""
 DEAD_SHARE_WHEN_LOW = 0.1
+SCRUB_LOOK_S = 3600.0
+"""So often a daemon looks whether a scrub is due."""
+_DAMAGE_LOGGED = 100
 _WATCHED_BYTES = 128 * 1024
 
 
@@ -83,7 +88,6 @@ class Engine:
         store = Store.open(path, clock=clock)
         try:
             recover(store)
-            store.reserve.fill()
             return cls(store, noatime=noatime)
         except errors.EngineError:
             store.abandon()
@@ -190,7 +194,7 @@ class Engine:
     async def unlink(self, parent: Ino, name: Name, actor: Actor) -> None:
         await self._seal_child(parent, name)
         inode = await self.store.write(namespace.unlink, actor, parent, name, self.content)
-        self._unlinked(inode)
+        self._unlinked(inode, parent)
 
     async def rmdir(self, parent: Ino, name: Name, actor: Actor) -> None:
         await self.store.write(namespace.rmdir, actor, parent, name)
@@ -205,7 +209,9 @@ class Engine:
         )
         self._changed(moved)
         if other is not None:
-            self._unlinked(other)
+            self._unlinked(other, new_parent)
+        if self.content.held.active and (moved.is_dir or (other is not None and other.is_dir)):
+            self.content.held.reload()
 
     def stored_bytes(self, inode: Inode) -> int:
         """Return how many of a file's bytes are not holes."""
@@ -260,10 +266,10 @@ class Engine:
             file.inode = inode
         return self.content.over(inode)
 
-    def _unlinked(self, inode: Inode) -> None:
+    def _unlinked(self, inode: Inode, parent: Ino) -> None:
         self._changed(inode)
         if inode.nlink == 0 and inode.ino in self.content:
-            self.content.unlinked.add(inode.ino)
+            self.content.note_unlinked(inode.ino, parent)
 
     # -- content --
 
@@ -510,6 +516,23 @@ class Engine:
         self.store.chunks.finish({pack.pack for pack in self.store.chunks.packs_written()})
         await self._retire_packs()
 
+    async def run_scrub(self) -> None:
+        """Read all content again, now and then, in a thread that stops when this is cancelled."""
+        policy = self.store.config.scrub
+        if policy is None:
+            await anyio.sleep_forever()
+            return
+        while True:
+            await anyio.sleep(min(seconds(policy.interval), SCRUB_LOOK_S))
+            stop = threading.Event()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_set_when_cancelled, stop)
+                try:
+                    await self.in_peer(partial(_scrub_if_due, policy, stop))
+                except errors.EngineError as error:
+                    log.error("scrub: %s; trying again later", error)
+                tasks.cancel_scope.cancel()
+
     async def _upkeep(self) -> None:
         await anyio.to_thread.run_sync(self.store.reserve.renew)
         if self.store.reserve.spent and not self._was_full:
@@ -562,18 +585,35 @@ class Engine:
         """Return the engine's own gauges, for status displays."""
         return self.content.figures() | {"wal_bytes": self.store.database.connection.wal_bytes()}
 
-    async def usage(self) -> FsUsage:
-        """Return what statfs(2) reports: the space of the disk that the packs are on."""
+    @property
+    def has_quotas(self) -> bool:
+        return self.content.held.active
+
+    async def usage(self, ino: Ino = ROOT_INO) -> FsUsage:
+        """Return what statfs(2) reports: the space of the disk that the packs are on.
+
+        Args:
+            ino: Something whose quotas, the fullest of them, may leave less than that.
+        """
         disk = os.statvfs(self.store.path)
-        inodes = self.reader.count_inodes()
-        scale = disk.f_frsize / 4096
+        total = disk.f_blocks * disk.f_frsize
+        free = available = max(
+            0, disk.f_bavail * disk.f_frsize - self.store.reserve.missing_bytes()
+        )
+        inodes, inodes_free = self.reader.count_inodes() + 2**32, 2**32
+        limits = self.content.held.limits(await self.getattr(ino))
+        if limits.bytes is not None:
+            free, total = limits.bytes
+            available = min(free, available)
+        if limits.inodes is not None:
+            inodes_free, inodes = limits.inodes
         return FsUsage(
             block_size=4096,
-            blocks=int(disk.f_blocks * scale),
-            blocks_free=max(0, disk.f_bavail * disk.f_frsize - self.store.reserve.missing_bytes())
-            // 4096,
-            inodes=inodes + 2**32,
-            inodes_free=2**32,
+            blocks=total // 4096,
+            blocks_free=free // 4096,
+            blocks_available=available // 4096,
+            inodes=inodes,
+            inodes_free=inodes_free,
         )
 
 
@@ -587,6 +627,26 @@ def _prune(policy: Retention, dead_share: float, store: Store) -> None:
     )  # fmt: skip
     if done.excess_bytes:
         log.info("history is %d bytes above max_history", done.excess_bytes)
+
+
+def _scrub_if_due(policy: Scrub, stop: threading.Event, store: Store) -> None:
+    state = scrubbing.load_state(store)
+    since_ns = state.ended_ns or store.reader.store_value("created_ns") or 0
+    due_ns = since_ns + seconds(policy.interval) * 10**9
+    if not state.pack and store.clock.time_ns() < due_ns:
+        return
+    done = scrubbing.scrub(store, rate_bytes=parse_bytes(policy.rate), pause=stop.wait)
+    if done.complete:
+        log.info("scrub: read %d chunks, %d bytes", done.chunks, done.read_bytes)
+        for problem in done.problems[:_DAMAGE_LOGGED]:
+            log.error("scrub: %s: %s", problem.where, problem.message)
+
+
+async def _set_when_cancelled(event: threading.Event) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        event.set()
 
 
 def _set_ids_lost(inode: Inode, actor: Actor, groups: Groups) -> int:

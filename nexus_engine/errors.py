@@ -6,8 +6,8 @@
     ├── NamespaceError   NotFound NotADirectory IsADirectory AlreadyExists DirectoryNotEmpty
     │                    NameTooLong InvalidName InvalidArgument TooManyLinks StaleInode
     ├── AccessError      PermissionDenied OperationNotPermitted ReadOnly
-    ├── ResourceError    NoSpace FileTooBig NotSupported TooManyMoments StoreBusy
-    │                    NoXattr XattrTooBig TooManyXattrs
+    ├── ResourceError    NoSpace QuotaExceeded FileTooBig NotSupported TooManyMoments
+    │                    StoreBusy NoXattr XattrTooBig TooManyXattrs
     ├── ConflictError    InvalidMoment InvalidSelector InvalidCommand NothingToUndo HistoryExpired
     │                    UndoConflict
     ├── IntegrityError   CorruptChunk MissingChunk CorruptMetadata BrokenChain
@@ -106,6 +106,10 @@ class ReadOnly(AccessError):
 
 class NoSpace(ResourceError):
     transient = True
+
+
+class QuotaExceeded(ResourceError):
+    pass
 
 
 class FileTooBig(ResourceError):

@@ -15,7 +15,7 @@ GENESIS_HASH = bytes(32)
 KINDS = (
     "create", "mkdir", "mknod", "symlink", "link", "unlink", "rmdir", "rename", "exchange",
     "setattr", "write", "setxattr", "removexattr", "undo", "restore", "snapshot", "drop-snapshot",
-    "recover", "prune", "purge",
+    "recover", "prune", "purge", "repair", "quota",
 )  # fmt: skip
 
 _encode_json = msgspec.json.Encoder().encode

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
 
 from nexus_engine import errors
-from nexus_engine.cas.pack import KIND_CHUNK, KIND_INTENT
+from nexus_engine.cas.pack import KIND_CHUNK, KIND_INTENT, PACK_HEADER_SIZE
 from nexus_engine.fs.files import Intent, WriteSession, commit_session
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import owners, take_over
@@ -79,6 +80,9 @@ def _take_over(store: Store, packs: list[str]) -> int:
     sessions = sum(
         _finish(store, intent, locations) for intent in _uncommitted(store, intents.values())
     )
+    for name in packs:
+        with suppress(errors.ObjectNotFound):
+            store.chunks.adopt(name)
     store.database.sync()
     for name in packs:
         store.upkeep(store.database.seal_pack, name)
@@ -92,7 +96,8 @@ def _read_pack(
     locations: dict[Digest, tuple[Any, ...]],
 ) -> None:
     """Collect a pack's chunks and the last intent of each session."""
-    scan = store.chunks.scan(name)
+    # The header says nothing that is not known, and may be what the disk lost.
+    scan = store.chunks.scan(name, PACK_HEADER_SIZE)
     try:
         for record in scan:
             if record.kind == KIND_CHUNK:
@@ -106,10 +111,30 @@ def _read_pack(
                     log.error("pack %s: unreadable intent at %d: %s", name, record.offset, error)
                     continue
                 known = intents.get(intent.session)
-                if known is None or known.flushes < intent.flushes:
+                newer = known is None or known.flushes < intent.flushes
+                if newer and _has_chunks(store, intent, locations):
                     intents[intent.session] = intent
     except errors.ObjectNotFound:
         log.warning("pack %s was registered but never written", name)
+
+
+def _has_chunks(store: Store, intent: Intent, locations: Container[Digest]) -> bool:
+    """Tell whether an intent can be carried out: its chunks were appended before it.
+
+    After a power loss they may be missing all the same, in a pack before this one. Nothing of it
+    was fsynced then, but what an earlier intent of the session says may have been.
+    """
+    missing = sum(
+        extent.digest not in locations and store.reader.find_chunk(extent.digest) is None
+        for extent in intent.extents
+    )
+    if missing:
+        log.warning(
+            "a write to inode %d by pid %d cannot be finished: %d of its chunks did not reach the"
+            " disk; the file keeps its content from before",
+            intent.ino, intent.actor.pid, missing,
+        )  # fmt: skip
+    return not missing
 
 
 def _uncommitted(store: Store, intents: Iterable[Intent]) -> list[Intent]:
@@ -118,15 +143,24 @@ def _uncommitted(store: Store, intents: Iterable[Intent]) -> list[Intent]:
     if not wanted:
         return []
     rows = store.database.connection.iterate(
-        "SELECT details FROM oplog WHERE seq > ? AND kind = 'write'",
+        "SELECT seq, kind, ino, details FROM oplog"
+        " WHERE seq > ? AND kind IN ('write', 'recover') ORDER BY seq",
         (min(intent.head for intent in wanted),),
     )
-    committed: dict[str, int] = {}
-    for (text,) in rows:
+    committed: dict[str, tuple[Ino, Seq, int]] = {}
+    for seq, kind, ino, text in rows:
         details = json.loads(text)
-        committed[details["session"]] = details["flushes"]
+        if kind == "write":
+            committed[details["session"]] = (ino, seq, details["flushes"])
+        elif "lost" in details:
+            # The session ended and its last bytes are lost. What it had synced before is not.
+            committed = {
+                session: entry
+                for session, entry in committed.items()
+                if entry[0] != ino or entry[1] < details["lost"]
+            }
     return sorted(
-        (i for i in wanted if committed.get(i.session.hex(), -1) < i.flushes),
+        (i for i in wanted if committed.get(i.session.hex(), (0, 0, -1))[2] < i.flushes),
         key=lambda i: (i.mtime_ns, i.head),
     )
 
@@ -136,18 +170,6 @@ def _finish(store: Store, intent: Intent, locations: dict[Digest, tuple[Any, ...
     if inode is None or not stat.S_ISREG(inode.mode):
         return False
     session = WriteSession.from_intent(intent, inode)
-    missing = [
-        extent
-        for extent in session.staged.all()
-        if extent.digest not in locations and store.reader.find_chunk(extent.digest) is None
-    ]
-    if missing:
-        log.error(
-            "a write to inode %d by pid %d cannot be finished: %d of its chunks did not reach the"
-            " disk; the file keeps its content from before",
-            intent.ino, session.actor.pid, len(missing),
-        )  # fmt: skip
-        return False
     rule = commit_session if inode.content_seq == intent.base else _commit_beneath
     return store.transact(rule, intent.actor, session, locations.get) is not None
 

@@ -124,5 +124,7 @@ class FsUsage(NamedTuple):
     block_size: int
     blocks: int
     blocks_free: int
+    blocks_available: int
+    """Of these; a disk may have less than a quota leaves."""
     inodes: int
     inodes_free: int

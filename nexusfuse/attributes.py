@@ -49,16 +49,20 @@ def negative_entry() -> pyfuse3.EntryAttributes:
 
 
 def from_entry(entry: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> NewAttributes:
-    """Return what a SETATTR request wants changed."""
+    """Return what a SETATTR request wants changed.
+
+    A new size sets the mtime by itself: the one that the kernel sends with it is older than now.
+    """
     if fields.update_size and entry.st_size < 0:
         raise errors.InvalidArgument("negative size")
+    update_mtime = fields.update_mtime and not fields.update_size
     return NewAttributes(
         mode=entry.st_mode if fields.update_mode else None,
         uid=entry.st_uid if fields.update_uid else None,
         gid=entry.st_gid if fields.update_gid else None,
         size=entry.st_size if fields.update_size else None,
         atime_ns=pack_time(entry.st_atime_ns) if fields.update_atime else None,
-        mtime_ns=pack_time(entry.st_mtime_ns) if fields.update_mtime else None,
+        mtime_ns=pack_time(entry.st_mtime_ns) if update_mtime else None,
     )
 
 

@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import logging
 import os
 import signal
-import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyfuse3
 import trio
 
 from nexus_engine import __version__
+from nexus_engine.check import scrub
 from nexus_engine.engine import Engine
 from nexus_engine.oplog.peers import PeerSocket
 from nexusfuse import logs, scheduling
 from nexusfuse.invalidate import Invalidator
-from nexusfuse.mount import MountOptions, fuse_options, mount, raise_read_ahead
+from nexusfuse.liveness import Watchers
+from nexusfuse.mount import Mounted, MountOptions, raise_read_ahead, write_back
 from nexusfuse.operations import Operations
 from nexusfuse.virtual.tree import VirtualTree
 
 log = logging.getLogger(__name__)
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RESTART_DELAY_S = 1.0
+WRITE_BACK_LIMIT_S = 30.0
 POLL_INTERVAL_S = 1.0
 """A peer's wake-up can get lost; this finds what it announced."""
 
 
+class Place(NamedTuple):
+    """What the daemon asks about its mountpoint, right before it mounts."""
+
+    is_wanted: Callable[[], bool]
+    """Whether to mount at all: not if what was to be replaced has been unmounted."""
+    is_taken: Callable[[], bool]
+    """Whether a dead mount is there."""
+    free: Callable[[], None]
+    """Take a dead mount away; refuse a mountpoint on which we may not mount."""
+
+
 async def serve(
-    mountpoint: Path, store: Path, *, options: MountOptions, ready: Callable[[], None]
+    mountpoint: Path,
+    store: Path,
+    *,
+    options: MountOptions,
+    watchers: Watchers,
+    place: Place,
+    ready: Callable[[], None],
 ) -> None:
     """Mount a store and serve it until it is unmounted or a signal says stop.
 
@@ -43,10 +63,31 @@ async def serve(
 
     Raises:
         EngineError: The store cannot be opened, or not mounted.
+        ConnectionAbortedError: Somebody had the kernel cut the connection.
     """
     logs.configure(debug=options.debug, log_file=options.log_file)
     scheduling.install()
+    # What a dead daemon left may take long, and may be interrupted: then it is done another time.
     engine = Engine.start(store, noatime=options.noatime or options.read_only)
+    engine.store.reserve.fill()
+    for number in STOPPING:
+        # What is restored when the receiver closes: nothing may interrupt what comes after serving.
+        signal.signal(number, signal.SIG_IGN)
+    with trio.open_signal_receiver(*STOPPING) as signals:
+        await _serve(engine, mountpoint, options, watchers, place, ready, signals)
+    log.info("unmounted %s", mountpoint)
+
+
+async def _serve(
+    engine: Engine,
+    mountpoint: Path,
+    options: MountOptions,
+    watchers: Watchers,
+    place: Place,
+    ready: Callable[[], None],
+    signals: AsyncIterator[int],
+) -> None:
+    store = engine.store.path
     operations = Operations(engine, read_only=options.read_only)
     invalidator = Invalidator(engine)
     started = time.time()
@@ -59,12 +100,26 @@ async def serve(
             "store": store,
             "mountpoint": mountpoint,
             "head": engine.reader.head(),
+            **watchers.figures(),
             **engine.figures(),
+            **{k: v for k, v in scrub.summary(engine.store).items() if v is not None},
             **{f"requests_{name}": count for name, count in sorted(operations.requests.items())},
         }
 
     try:
-        mount(operations, mountpoint, fuse_options(store, options))
+        mounted = Mounted(operations, mountpoint, store, options)
+        if not place.is_wanted():
+            log.info("%s was unmounted meanwhile", mountpoint)
+            watchers.stopping()
+            return
+        watchers.freed()
+        if not (place.is_taken() and mounted.take_place()):
+            place.free()
+            mounted.mount()
+        watchers.mounted(mounted.device)
+        # A mount whose daemon is started again is not taken away: programs get an error in between,
+        # and do not write into the directory beneath.
+        unmounts = not (options.hold or watchers.terms is not None)
         try:
             async with trio.open_nursery() as nursery, PeerSocket(engine.store) as peers:
                 operations.tree = VirtualTree(
@@ -75,26 +130,35 @@ async def serve(
                     read_only=options.read_only,
                     shared=options.allow_other,
                 )
-                nursery.start_soon(_stop_on_signal)
+                nursery.start_soon(_stop_on_signal, signals, mountpoint, watchers)
                 for service, *arguments in (
                     (engine.run_upkeep,),
                     (engine.run_retention,),
+                    (engine.run_scrub,),
                     (_follow_peers, peers, invalidator),
                     (_notify_pollers, engine, operations.tree),
+                    (watchers.beat,),
                 ):
                     nursery.start_soon(_supervise, service, *arguments)
-                nursery.start_soon(_announce_ready, mountpoint, ready)
+                nursery.start_soon(_announce_ready, operations, mountpoint, watchers, ready)
                 await pyfuse3.main()
-                _notify_systemd("STOPPING=1")
+                _require_intended(mounted, watchers)
+                watchers.stopping()
+                unmounts = not options.hold
                 nursery.cancel_scope.cancel()
         finally:
             # Unmounting first: what programs wrote is complete then.
-            pyfuse3.close(unmount=True)
+            mounted.close(unmount=unmounts)
     finally:
         operations.close()
         with trio.CancelScope(shield=True):
             await engine.close()
-    log.info("unmounted %s", mountpoint)
+
+
+def _require_intended(mounted: Mounted, watchers: Watchers) -> None:
+    """Refuse to take it for an unmount that the kernel has no more requests for us."""
+    if not watchers.told_stopping and mounted.is_there():
+        raise ConnectionAbortedError(errno.ECONNABORTED, "the connection to the kernel was aborted")
 
 
 async def _supervise(service: Callable[..., Awaitable[None]], *arguments: Any) -> None:
@@ -102,27 +166,35 @@ async def _supervise(service: Callable[..., Awaitable[None]], *arguments: Any) -
     while True:
         try:
             await service(*arguments)
+            return
         except Exception:
             log.exception("%s failed: a bug; it starts again", service.__name__)
             await trio.sleep(RESTART_DELAY_S)
 
 
-async def _announce_ready(mountpoint: Path, ready: Callable[[], None]) -> None:
-    await trio.to_thread.run_sync(raise_read_ahead, mountpoint)
+async def _announce_ready(
+    operations: Operations, mountpoint: Path, watchers: Watchers, ready: Callable[[], None]
+) -> None:
+    # In a thread: the answer comes from us.
+    operations.device = (await trio.to_thread.run_sync(mountpoint.stat)).st_dev
+    await trio.to_thread.run_sync(raise_read_ahead, operations.device)
     log.info("serving %s", mountpoint)
     ready()
-    _notify_systemd("READY=1")
+    watchers.ready()
 
 
-async def _stop_on_signal() -> None:
-    # What is restored when the receiver closes: nothing may interrupt what comes after serving.
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, signal.SIG_IGN)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("%s: stopping", signal.Signals(number).name)
-            pyfuse3.terminate()
-            return
+async def _stop_on_signal(
+    signals: AsyncIterator[int], mountpoint: Path, watchers: Watchers
+) -> None:
+    async for number in signals:
+        log.info("%s: stopping", signal.Signals(number).name)
+        if watchers.told_stopping:
+            continue
+        watchers.stopping()
+        # What programs wrote through mmap is the kernel's until it is asked for.
+        with trio.move_on_after(WRITE_BACK_LIMIT_S):
+            await trio.to_thread.run_sync(write_back, mountpoint, abandon_on_cancel=True)
+        pyfuse3.terminate()
 
 
 async def _follow_peers(peers: PeerSocket, invalidator: Invalidator) -> None:
@@ -141,20 +213,3 @@ async def _notify_pollers(engine: Engine, tree: VirtualTree) -> None:
         if tree.has_pollers and (head := engine.reader.head()) != seen:
             seen = head
             tree.notify_pollers()
-
-
-def _notify_systemd(state: str) -> None:
-    """Tell the service manager, where there is one.
-
-    Source: sd_notify(3).
-    """
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier,
-    ):
-        notifier.sendto(state.encode(), address)

@@ -33,6 +33,7 @@ ERRNO: dict[type[errors.EngineError], int] = {
     errors.OperationNotPermitted: errno.EPERM,
     errors.ReadOnly: errno.EROFS,
     errors.NoSpace: errno.ENOSPC,
+    errors.QuotaExceeded: errno.EDQUOT,
     errors.FileTooBig: errno.EFBIG,
     errors.NotSupported: errno.EOPNOTSUPP,
     errors.TooManyMoments: errno.ENFILE,

@@ -8,23 +8,26 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import pyfuse3
+import trio
 
 from nexus_engine import errors
 from nexus_engine.engine import Engine
 from nexus_engine.fs.files import Handle
-from nexus_engine.types import Actor, Ino, Inode, Name
+from nexus_engine.types import ROOT_INO, Actor, Ino, Inode, Name
 from nexusfuse.actors import ActorResolver, groups_of
+from nexusfuse.asked import mode_before_umask, with_times_of_now
 from nexusfuse.attributes import from_entry, negative_entry, read_only, to_entry
 from nexusfuse.errno_map import fuse_request
 from nexusfuse.handles import HandleTable
 from nexusfuse.invalidate import forget_attributes
-from nexusfuse.umask import mode_before_umask
+from nexusfuse.statfs import inode_asked_for
 from nexusfuse.virtual.base import Entry, OpenDirectory, OpenFile, volatile
 from nexusfuse.virtual.numbers import NAMES, VIRTUAL, NodeKind, node_number
 from nexusfuse.virtual.reports import EventStream
@@ -32,6 +35,7 @@ from nexusfuse.virtual.tree import VirtualTree
 
 NEXUS = Name(b".nexus")
 _BATCH = 64
+STATFS_LIMIT_S = 1.0
 _NOBODY = Actor(0, 0)
 
 
@@ -104,6 +108,8 @@ class Operations(pyfuse3.Operations):
         self._directories: HandleTable[OpenDirectory] = HandleTable()
         self._written_around_cache: set[int] = set()
         self.tree: VirtualTree
+        self.device = 0
+        """``st_dev`` of the mount, once it serves."""
         self.requests: Counter[str] = Counter()
 
     def close(self) -> None:
@@ -174,7 +180,7 @@ class Operations(pyfuse3.Operations):
             if self.tree.is_control(ino) and fields.update_size:
                 return await self.tree.node(ino).attributes()  # `echo … > control` truncates
             raise read_only()
-        new = from_entry(attr, fields)
+        new = with_times_of_now(ctx.pid, from_entry(attr, fields), time.time_ns())
         groups = partial(groups_of, ctx.pid)
         inode = await self._engine.setattr(Ino(ino), new, self._actor(ctx), groups)
         return self._entry(inode)
@@ -445,11 +451,19 @@ class Operations(pyfuse3.Operations):
 
     @fuse_request
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        usage = await self._engine.usage()
+        ino = None
+        if self._engine.has_quotas:
+            # It looks at the caller's path, which may lead anywhere, other dead mounts included.
+            with trio.move_on_after(STATFS_LIMIT_S):
+                look = partial(inode_asked_for, ctx.pid, self.device)
+                ino = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+        live = ino is not None and not ino & VIRTUAL
+        usage = await self._engine.usage(Ino(ino) if live and ino else ROOT_INO)
         reply = pyfuse3.StatvfsData()
         reply.f_bsize = reply.f_frsize = usage.block_size
         reply.f_blocks = usage.blocks
-        reply.f_bfree = reply.f_bavail = usage.blocks_free
+        reply.f_bfree = usage.blocks_free
+        reply.f_bavail = usage.blocks_available
         reply.f_files = usage.inodes
         reply.f_ffree = reply.f_favail = usage.inodes_free
         reply.f_namemax = 255

@@ -33,16 +33,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 class Mount:
     """A mounted store, driven as a person would: programs, files and nexus-ctl."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, restart: bool = False) -> None:
         self.store = directory / "store"
         self.path = directory / "mount"
         self.path.mkdir()
         self.log = self.store / "daemon.log"
         self.expected_log: list[str] = []
         """Parts of warnings and errors that the test provokes."""
-        self.mount(*options)
+        self.mount(*options, restart=restart)
 
-    def mount(self, *options: str) -> None:
+    def mount(self, *options: str, restart: bool = False) -> None:
+        """Mount; a daemon that dies stays dead, for the tests to look at, unless ``restart``."""
+        options = (*options, *["--no-restart"] * (not restart))
         self._ctl("--store", str(self.store), "mount", *options, str(self.path))
 
     def umount(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from nexus_engine import errors
@@ -59,7 +60,7 @@ def rebuild_index(store: Store, progress: Progress) -> Rebuilt:
         StoreBusy: Another process has the store open.
         CorruptMetadata: The database is damaged in other places, too.
     """
-    _require_alone(store)
+    require_alone(store.peers, store.owner)
     connection = store.database.connection
     connection.run("BEGIN IMMEDIATE")
     try:
@@ -86,7 +87,7 @@ def fill_index(
         # Recovery looks for unfinished writes in the packs of processes that died.
         pack = backup_queries.add_pack(connection, name, owners_of.get(name))
         batch: list[Place] = []
-        for found in _scan(objects, name):
+        for found in scan_pack(objects, name):
             if isinstance(found, Gap):
                 gaps.append(found)
             elif found.kind == KIND_CHUNK:
@@ -106,11 +107,16 @@ def fill_index(
     return Rebuilt(len(keys), backup_queries.count_chunks(connection), gaps)
 
 
-def _require_alone(store: Store) -> None:
-    for owner in owners(store.peers):
-        if owner == store.owner:
+def require_alone(peers: Path, own: str | None = None) -> None:
+    """Refuse to go on while another process has the store open.
+
+    Raises:
+        StoreBusy: One has.
+    """
+    for owner in owners(peers):
+        if owner == own:
             continue
-        path = store.peers / f"{owner}.lock"
+        path = peers / f"{owner}.lock"
         with explained(f"look at {path}"), path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -120,7 +126,7 @@ def _require_alone(store: Store) -> None:
                 ) from None
 
 
-def _scan(objects: ObjectStore, pack: str) -> Iterator[PackRecord | Gap]:
+def scan_pack(objects: ObjectStore, pack: str) -> Iterator[PackRecord | Gap]:
     """Yield the records of a pack, and what lies between that is none."""
     key = pack_key(pack)
     start = 0

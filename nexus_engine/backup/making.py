@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from nexus_engine import __version__, errors
 from nexus_engine.backends.local import LocalObjectStore
-from nexus_engine.backup.damage import DamagedFile, files_of_chunks
 from nexus_engine.backup.layout import (
     FORMAT,
     BackupDirectory,
@@ -19,9 +18,10 @@ from nexus_engine.backup.layout import (
     opened_for_backup,
 )
 from nexus_engine.backup.packs import PackCopy
+from nexus_engine.check.damage import DamagedFile, files_of_chunks
 from nexus_engine.clock import Clock, SystemClock
 from nexus_engine.config import CONFIG_NAME
-from nexus_engine.meta import backup_queries, check_queries
+from nexus_engine.meta import backup_queries, check_log_queries
 from nexus_engine.meta.backup_queries import PackUse
 from nexus_engine.meta.connection import DATABASE_NAME, Connection
 from nexus_engine.meta.reader import Reader
@@ -131,7 +131,7 @@ class _Making:
         with closing(_connect(self._store)) as source:
             source.copy_to(copy, lambda done, of: self._progress("copying metadata", done, of))
         self._progress("checking metadata", 0, None)
-        for flaw in check_queries.integrity(copy, thorough=False):
+        for flaw in check_log_queries.integrity(copy, thorough=False):
             raise errors.CorruptMetadata(
                 f"meta.db is damaged ({flaw}), so that no backup was made of it; earlier ones are"
                 " as they were"

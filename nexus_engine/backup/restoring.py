@@ -12,7 +12,6 @@ from typing import NamedTuple
 from nexus_engine import errors
 from nexus_engine.backends.files import sync_directory
 from nexus_engine.backends.local import LocalObjectStore
-from nexus_engine.backup.damage import DamagedFile, files_of_chunks
 from nexus_engine.backup.layout import (
     NEW,
     BackupDirectory,
@@ -27,10 +26,11 @@ from nexus_engine.backup.layout import (
     sync_file,
 )
 from nexus_engine.backup.packs import PackCopy
+from nexus_engine.check.damage import DamagedFile, files_of_chunks
 from nexus_engine.check.fsck import Problem, check
 from nexus_engine.clock import SystemClock
 from nexus_engine.config import CONFIG_NAME
-from nexus_engine.meta import backup_queries, check_queries, schema
+from nexus_engine.meta import backup_queries, check_log_queries, schema
 from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
 from nexus_engine.meta.database import Database
 from nexus_engine.oplog.verify import verify_log
@@ -154,7 +154,7 @@ def _fill(
     with closing(Connection(str(database), alone=True)) as index:
         migrate(index)
         progress("checking metadata", 0, None)
-        for flaw in check_queries.integrity(index, thorough=False):
+        for flaw in check_log_queries.integrity(index, thorough=False):
             raise errors.CorruptMetadata(
                 f"the metadata of {manifest.generation} is damaged: {flaw}"
             )

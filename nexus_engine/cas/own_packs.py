@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from nexus_engine.backends.base import ObjectStore
 from nexus_engine.cas.pack import pack_key
-from nexus_engine.cas.writer import PackWriter
+from nexus_engine.cas.writer import PackWriter, mend_header
 from nexus_engine.errors import StoreInaccessible
 
 MAX_FULL = 4
@@ -101,6 +101,15 @@ class OwnPacks:
                 if writer.pack in packs:
                     writer.finished = True
         return any(info.pack in packs for info in self.written())
+
+    def adopt(self, pack: str) -> None:
+        """Finish a pack that a process left when it died: its header whole, all of it durable.
+
+        Raises:
+            ObjectNotFound: It is not there.
+        """
+        mend_header(self._directory, pack)
+        self._objects.sync(pack_key(pack))
 
     def close(self) -> None:
         """Seal everything; appends fail from here on. May be repeated after a failure."""

@@ -284,6 +284,16 @@ class ChunkStore:
         """
         return self._packs.finish(packs)
 
+    def adopt(self, pack: str) -> None:
+        """Finish a pack that a process left when it died: its header whole, all of it durable.
+
+        Whoever had a chunk in it may never have synced it, and nobody looks into it again.
+
+        Raises:
+            ObjectNotFound: It is not there.
+        """
+        self._packs.adopt(pack)
+
     def packs_written(self) -> list[PackInfo]:
         """Return this process's packs, so that the engine can record lengths and seals."""
         return self._packs.written()

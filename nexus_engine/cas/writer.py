@@ -194,6 +194,19 @@ class PackWriter:
             _write_all(self._file.fd, [encode_pack_header(self.pack)], 0)
 
 
+def mend_header(directory: Path, pack: str) -> None:
+    """Write a pack's header again where a power loss took it; no error if there is no such pack."""
+    path, header = directory / f"{pack}.pack", encode_pack_header(pack)
+    try:
+        file = OpenFile(os.open(path, os.O_RDWR))
+        if file.read(0, PACK_HEADER_SIZE) != header:
+            _write_all(file.fd, [header], 0)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise translate(error, f"mend {path}") from error
+
+
 def _write_all(fd: int, buffers: Sequence[bytes], offset: int) -> None:
     """Write the buffers one after the other from ``offset`` on; usually one system call."""
     done = os.pwritev(fd, buffers[:_IOV_MAX], offset)

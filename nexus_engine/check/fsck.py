@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 
 from nexus_engine import errors
-from nexus_engine.check import content, packs, past, tree
-from nexus_engine.check.problems import RESTORE_BACKUP, Invariant, Problem
-from nexus_engine.meta import check_queries
+from nexus_engine.check import content, packs, past, problems, quotas, tree
+from nexus_engine.check.damage import FILES_SHOWN
+from nexus_engine.check.problems import REPAIR, RESTORE_BACKUP, Invariant, Problem
+from nexus_engine.meta import check_log_queries
 from nexus_engine.store import Store
+from nexus_engine.types import Digest
 
-__all__ = ["PROBLEMS_MAX", "Problem", "check"]
-
-PROBLEMS_MAX = 100
-"""Of one invariant; where everything is broken, more of the same tells nothing."""
+__all__ = ["Problem", "check"]
 
 
 def check(
@@ -30,7 +28,7 @@ def check(
         deep: Also read every chunk and compare it with its digest.
         progress: Told what is about to be checked.
     """
-    problems: list[Problem] = []
+    found: list[Problem] = []
     connection = store.database.connection
     # One read transaction: what others commit meanwhile is not seen half.
     connection.run("BEGIN")
@@ -38,44 +36,58 @@ def check(
         for invariant in _invariants(deep=deep):
             if progress is not None:
                 progress(invariant.name)
-            problems += _violations(store, invariant)
+            found += _violations(store, invariant)
+            if any(problem.code == "schema" and "table" in problem.where for problem in found):
+                break  # the rest cannot be asked
     finally:
         connection.run("ROLLBACK")
-    return problems
+    return found
 
 
 def _invariants(*, deep: bool) -> Iterator[Invariant]:
     yield Invariant("database", partial(_database_is_whole, thorough=deep))
-    yield Invariant("views", _views_work)
+    yield Invariant("schema", _schema_is_complete)
     yield Invariant("store", _store_facts)
-    for module in (tree, past, content, packs):
+    for module in (tree, past, content, packs, quotas):
         yield from module.INVARIANTS
-    yield packs.DEEP_INVARIANT if deep else packs.QUICK_INVARIANT
+    lost: set[Digest] = set()
+    yield packs.deep_invariant(lost) if deep else packs.quick_invariant(lost)
+    yield Invariant("content of files", partial(content.content_is_there, lost), FILES_SHOWN)
 
 
 def _violations(store: Store, invariant: Invariant) -> list[Problem]:
     found: list[Problem] = []
+    most, more = invariant.most or problems.PROBLEMS_MAX, 0
     try:
-        found.extend(islice(invariant.find(store), PROBLEMS_MAX + 1))
+        # To the end, however many there are: what is found lost is told file by file.
+        for problem in invariant.find(store):
+            if len(found) < most:
+                found.append(problem)
+            else:
+                more += 1
     except (errors.IntegrityError, errors.BackendError) as error:
         found.append(Problem("unreadable", invariant.name, f"cannot be checked: {error}"))
-    if len(found) > PROBLEMS_MAX:
-        last = found[PROBLEMS_MAX - 1]
-        del found[PROBLEMS_MAX:]
-        found.append(Problem(last.code, invariant.name, f"more than {PROBLEMS_MAX} of these"))
+    if more:
+        found.append(Problem(found[0].code, invariant.name, f"more than {most} of these"))
     return found
 
 
 def _database_is_whole(store: Store, *, thorough: bool) -> Iterator[Problem]:
-    for line in check_queries.integrity(store.database.connection, thorough=thorough):
-        yield Problem("database", "meta.db", f"{line}: {RESTORE_BACKUP}")
+    for line in check_log_queries.integrity(store.database.connection, thorough=thorough):
+        message = f"{line}: keep a copy of the store, then fsck --repair"
+        yield Problem("database", "meta.db", f"{message}, or restore meta.db from a backup")
 
 
-def _views_work(store: Store) -> Iterator[Problem]:
-    for view, message in check_queries.broken_views(store.database.connection):
-        yield Problem("view", view, f"cannot be read ({message}): {RESTORE_BACKUP}")
+def _schema_is_complete(store: Store) -> Iterator[Problem]:
+    connection = store.database.connection
+    for flaw in check_log_queries.schema_flaws(connection):
+        what = "is missing" if flaw.missing else "is not as this version makes it"
+        yield Problem("schema", f"{flaw.type} {flaw.name}", f"{what}: {REPAIR}")
+    for view, message in check_log_queries.broken_views(connection):
+        yield Problem("view", f"view {view}", f"cannot be read ({message}): {REPAIR}")
 
 
 def _store_facts(store: Store) -> Iterator[Problem]:
-    for what in check_queries.broken_store_rows(store.database.connection):
-        yield Problem("store", "store", f"{what}: {RESTORE_BACKUP}")
+    for what in check_log_queries.broken_store_rows(store.database.connection):
+        todo = RESTORE_BACKUP if "schema" in what else REPAIR
+        yield Problem("store", "store", f"{what}: {todo}")

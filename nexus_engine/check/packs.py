@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from nexus_engine import errors
 from nexus_engine.backends.local import LocalObjectStore
@@ -17,24 +18,27 @@ from nexus_engine.cas.pack import (
     parse_pack_header,
     parse_record,
 )
-from nexus_engine.check.problems import Invariant, Problem
-from nexus_engine.meta import check_queries
-from nexus_engine.meta.check_queries import ChunkRow
+from nexus_engine.check.problems import REPAIR, Invariant, Problem
+from nexus_engine.meta import check_content_queries
+from nexus_engine.meta.check_content_queries import ChunkRow
 from nexus_engine.meta.connection import Connection
 from nexus_engine.store import Store
+from nexus_engine.types import Digest
 
 # The layout is in cas/pack.py. The header alone is no record: its checksum covers the payload,
 # which is what a quick check does not read.
 _HEADER = struct.Struct("<4sBBHIIQ32s")
 _MAGIC = b"NXR1"
+_NO_FILE = "the file of its pack is gone"
 
-_LOST = "what refers to it cannot be read; look for the pack in a backup of the store"
+_LOST = "put the pack from a backup of the store into packs, then fsck --repair"
+Flaw = Callable[[LocalObjectStore, ChunkRow], str | None]
 
 
 def packs_are_there(store: Store) -> Iterator[Problem]:
     """A pack without chunks may be missing: its process died before it wrote anything."""
     objects = LocalObjectStore(store.path)
-    for name, owner, end in check_queries.iter_packs(store.database.connection):
+    for name, owner, end in check_content_queries.iter_packs(store.database.connection):
         try:
             size = objects.size(pack_key(name))
             found = parse_pack_header(objects.read(pack_key(name), 0, PACK_HEADER_SIZE))
@@ -57,7 +61,7 @@ def _was_emptied(store: Store, name: str) -> bool:
     """Tell whether gc moved what was in a pack since the view was taken that the check reads."""
     connection = Connection(store.database.connection.path)
     try:
-        packs = check_queries.iter_packs(connection)
+        packs = check_content_queries.iter_packs(connection)
         return all(not end for found, _, end in packs if found == name)
     finally:
         connection.close()
@@ -71,32 +75,65 @@ def packs_are_known(store: Store) -> Iterator[Problem]:
     try:
         for key in objects.iter_keys("packs/"):
             name = key.removeprefix("packs/").removesuffix(".pack")
-            if _has_records(objects, key) and not check_queries.is_registered(connection, name):
+            if _has_records(objects, key) and not check_content_queries.is_registered(
+                connection, name
+            ):
                 message = "is in no index: its chunks belong to a newer meta.db; do not delete it"
                 yield Problem("pack-unknown", f"pack {name}", message)
     finally:
         connection.close()
 
 
-def chunks_are_where_the_index_says(store: Store) -> Iterator[Problem]:
-    """Quick: looks at the header of each record, not at what it holds."""
+def chunks_are_where_the_index_says(lost: set[Digest], store: Store) -> Iterator[Problem]:
+    """Look at the header of each record, not at what it holds.
+
+    Args:
+        lost: Gets the digest of each chunk that is not there.
+    """
+    for where, message in _flaws(store, header_flaw, lost):
+        yield Problem("chunk-record", where, message)
+
+
+def chunks_hold_what_they_are_named_for(lost: set[Digest], store: Store) -> Iterator[Problem]:
+    """Likewise, but read every chunk and compare its SHA-256."""
+    for where, message in _flaws(store, content_flaw, lost):
+        yield Problem("chunk-content", where, message)
+
+
+def _flaws(store: Store, find_flaw: Flaw, lost: set[Digest]) -> Iterator[tuple[str, str]]:
+    for chunk, flaw in iter_flaws(store, find_flaw):
+        lost.add(chunk.digest)
+        if flaw != _NO_FILE:  # the pack's own problem, reported once
+            where = f"chunk {chunk.digest.hex()} in pack {chunk.pack} at byte {chunk.offset}"
+            yield where, f"{flaw}: {REPAIR} if it is stored elsewhere"
+
+
+def iter_flaws(store: Store, find_flaw: Flaw) -> Iterator[tuple[ChunkRow, str]]:
+    """Yield each chunk that is not where the index says, and why."""
     objects = LocalObjectStore(store.path)
-    for chunk in check_queries.iter_chunks(store.database.connection):
-        flaw = _place_flaw(chunk) or _header_flaw(objects, chunk)
-        if flaw is not None:
-            yield _chunk_problem("chunk-record", chunk, flaw)
+    # Not the view that the check reads: gc may have moved a chunk since that was taken.
+    now = Connection(store.database.connection.path)
+    try:
+        for chunk in check_content_queries.iter_chunks(store.database.connection):
+            flaw = find_flaw(objects, chunk)
+            if flaw is not None and check_content_queries.is_at(now, chunk):
+                yield chunk, flaw
+    finally:
+        now.close()
 
 
-def chunks_hold_what_they_are_named_for(store: Store) -> Iterator[Problem]:
-    """Thorough: reads every chunk and compares its SHA-256."""
-    objects = LocalObjectStore(store.path)
-    for chunk in check_queries.iter_chunks(store.database.connection):
-        flaw = _place_flaw(chunk) or _content_flaw(objects, chunk)
-        if flaw is not None:
-            yield _chunk_problem("chunk-content", chunk, flaw)
+def header_flaw(objects: LocalObjectStore, chunk: ChunkRow) -> str | None:
+    """Quick: look at the header of the record, not at what it holds."""
+    return place_flaw(chunk) or _header_flaw(objects, chunk)
 
 
-def _place_flaw(chunk: ChunkRow) -> str | None:
+def content_flaw(objects: LocalObjectStore, chunk: ChunkRow) -> str | None:
+    """Thorough: read the chunk and compare checksum and SHA-256."""
+    return place_flaw(chunk) or _content_flaw(objects, chunk)
+
+
+def place_flaw(chunk: ChunkRow) -> str | None:
+    """Say why there can be no chunk where the index says."""
     if chunk.pack is None:
         return "its pack is not registered"
     if chunk.offset < PACK_HEADER_SIZE or not (
@@ -110,7 +147,7 @@ def _header_flaw(objects: LocalObjectStore, chunk: ChunkRow) -> str | None:
     try:
         header = objects.read(pack_key(str(chunk.pack)), chunk.offset, RECORD_HEADER_SIZE)
     except errors.ObjectNotFound:
-        return None  # the pack's own problem, reported once
+        return _NO_FILE
     if len(header) < RECORD_HEADER_SIZE:
         return "the pack ends before it"
     magic, kind, codec, _, stored_length, length, _, digest = _HEADER.unpack(header)
@@ -129,17 +166,12 @@ def _content_flaw(objects: LocalObjectStore, chunk: ChunkRow) -> str | None:
         record = parse_record(buffer, chunk.offset)
         content_of(record)
     except errors.ObjectNotFound:
-        return None
+        return _NO_FILE
     except errors.CorruptChunk as error:
         return str(error)
     if record.digest != chunk.digest:
         return f"the chunk {record.digest.hex()} is in its place"
     return None
-
-
-def _chunk_problem(code: str, chunk: ChunkRow, flaw: str) -> Problem:
-    where = f"chunk {chunk.digest.hex()} in pack {chunk.pack} at byte {chunk.offset}"
-    return Problem(code, where, f"{flaw}; {_LOST}")
 
 
 def _has_records(objects: LocalObjectStore, key: str) -> bool:
@@ -149,6 +181,12 @@ def _has_records(objects: LocalObjectStore, key: str) -> bool:
         return False
 
 
+def quick_invariant(lost: set[Digest]) -> Invariant:
+    return Invariant("chunks", partial(chunks_are_where_the_index_says, lost))
+
+
+def deep_invariant(lost: set[Digest]) -> Invariant:
+    return Invariant("bytes of chunks", partial(chunks_hold_what_they_are_named_for, lost))
+
+
 INVARIANTS = (Invariant("packs", packs_are_there), Invariant("files of packs", packs_are_known))
-QUICK_INVARIANT = Invariant("chunks", chunks_are_where_the_index_says)
-DEEP_INVARIANT = Invariant("bytes of chunks", chunks_hold_what_they_are_named_for)

@@ -14,8 +14,13 @@ class Problem(NamedTuple):
     code: str
     """Names the invariant, for programs; docs list them."""
     where: str
+    """What is affected: a path, where there is one."""
     message: str
     """What is wrong and what to do about it."""
+
+
+PROBLEMS_MAX = 100
+"""Of one invariant; where everything is broken, more of the same tells nothing."""
 
 
 class Invariant(NamedTuple):
@@ -23,12 +28,9 @@ class Invariant(NamedTuple):
 
     name: str
     find: Callable[[Store], Iterator[Problem]]
+    most: int | None = None
+    """Problems that are told; ``None``: ``PROBLEMS_MAX``."""
 
 
+REPAIR = "fsck --repair mends it"
 RESTORE_BACKUP = "keep a copy of the store, then restore meta.db from a backup"
-USE_HISTORY = "its content from before can be had with nexus-ctl versions and restore"
-
-
-def show(name: bytes) -> str:
-    """Return a name as one line of text."""
-    return name.decode(errors="backslashreplace").encode("unicode_escape").decode()

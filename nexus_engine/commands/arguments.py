@@ -129,7 +129,17 @@ class TagArguments(TagKeyArguments, frozen=True):
     value: str
 
 
+class QuotaArguments(Arguments, frozen=True):
+    """Limits of a directory; ``None`` leaves one as it is."""
+
+    path: str
+    bytes: Number | None = None
+    inodes: Number | None = None
+
+
 class FsckArguments(Arguments, frozen=True):
+    """Of fsck and repair."""
+
     deep: bool = False
     """Read and verify every chunk as well."""
 

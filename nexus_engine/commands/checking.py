@@ -1,4 +1,4 @@
-"""Verbs that examine the store itself: verify-log, fsck."""
+"""Verbs that examine the store itself, and mend it: verify-log, fsck, repair."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import itertools
 from nexus_engine.check.fsck import check
 from nexus_engine.commands import Reply, Work
 from nexus_engine.commands.arguments import FsckArguments, NoArguments
+from nexus_engine.commands.walking import require_keeper
 from nexus_engine.oplog import verify
+from nexus_engine.repair import repair as repairing
 
 
 def verify_log(work: Work, args: NoArguments) -> Reply:
@@ -42,3 +44,14 @@ def fsck(work: Work, args: FsckArguments) -> Reply:
         progress=lambda name: work.progress(f"checking {name}", next(done), None),
     )
     return {"deep": args.deep, "problems": [problem._asdict() for problem in problems]}
+
+
+def repair(work: Work, args: FsckArguments) -> Reply:
+    """Mend what can be mended."""
+    require_keeper(work.store, work.actor)
+    mended, problems = repairing.repair(work.store, work.actor, work.progress, deep=args.deep)
+    return {
+        "deep": args.deep,
+        "mended": [done._asdict() for done in mended],
+        "problems": [problem._asdict() for problem in problems],
+    }

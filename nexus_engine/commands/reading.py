@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from nexus_engine import errors
+from nexus_engine.check import scrub
 from nexus_engine.commands import Reply, Work
 from nexus_engine.commands.arguments import (
     DiffArguments,
@@ -54,6 +55,7 @@ def status(work: Work, args: NoArguments) -> Reply:
         "entries": work.store.reader.count_inodes(),
         "snapshots": len(snapshots.list_all(work.store.database)),
         "disk_free_bytes": disk.f_bavail * disk.f_frsize,
+        **scrub.summary(work.store),
     }
 
 

@@ -19,6 +19,8 @@ from nexus_engine.fs.files import (
     WriteSession,
     commit_session,
 )
+from nexus_engine.fs.quotas import Held
+from nexus_engine.meta.quotas import NOTHING, Usage
 from nexus_engine.reserve import full
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Digest, Extent, Ino, Inode, Seq
@@ -56,6 +58,7 @@ class Content:
         self._stored: dict[tuple[Ino, Seq], int] = {}
         self._dirty_limit = store.config.dirty_limit_mib * _MIB
         self._threads = anyio.CapacityLimiter(4)
+        self.held = Held(store.database)
         self.unlinked: set[Ino] = set()
         """Inodes that lost their last name while open."""
 
@@ -88,6 +91,7 @@ class Content:
     def _drop_if_unused(self, file: OpenFile) -> None:
         if file.handles == 0 and file.session is None and self._files.get(file.ino) is file:
             del self._files[file.ino]
+            self.held.put(file.ino, NOTHING)
             if file.ino in self.unlinked:
                 # Where that fails, upkeep does it.
                 with suppress(errors.EngineError):
@@ -131,6 +135,10 @@ class Content:
                 self.unlinked.add(file.ino)
             else:
                 self.unlinked.discard(file.ino)  # an undo brought it back
+        self.held.reload()
+        if self.held.active:
+            for file in self._files.values():
+                self._hold(file)
 
     def _committed(self, file: OpenFile) -> Inode:
         """Return the file's inode as the database has it, also after its removal.
@@ -243,12 +251,50 @@ class Content:
                 await self._stage(session, full)
             if crowded := session.dirty.crowded_ranges():
                 await self._stage(session, crowded)
+            if self.held.active:
+                data = data[: self._allowance(file, session, offset, len(data))]
             before = session.dirty.bytes
             session.write(offset, data, self._clock.time_ns())
             self._dirty_bytes += session.dirty.bytes - before
+            self._hold(file)
         finally:
             file.gate.give()
         return len(data)
+
+    def _allowance(self, file: OpenFile, session: WriteSession, offset: int, length: int) -> int:
+        """Return how many bytes quotas let a write have.
+
+        Raises:
+            QuotaExceeded: None at all.
+        """
+        size = session.size_over(self._committed(file).size)
+        if offset + length <= size:
+            return length
+        room = self.held.room_bytes(file.ino)
+        if room is None:
+            return length
+        if size + room <= offset:
+            raise self.held.exceeded(file.ino)
+        return min(length, size + room - offset)
+
+    def _hold(self, file: OpenFile) -> None:
+        """Tell quotas what a file takes that no row says."""
+        if not self.held.active:
+            return
+        committed = self._committed(file)
+        size = committed.size if file.session is None else file.session.size_over(committed.size)
+        if file.ino in self.unlinked:
+            self.held.put(file.ino, Usage(size, 1))
+        else:
+            self.held.put(file.ino, Usage(size - committed.size, 0))
+
+    def note_unlinked(self, ino: Ino, parent: Ino) -> None:
+        """An open file lost its last name, in this directory; it goes on counting there."""
+        self.unlinked.add(ino)
+        if self.held.active:
+            self.held.put(ino, NOTHING)
+            self.held.put(ino, Usage(0, 1), self.held.trees_of_directory(parent))
+            self._hold(self._files[ino])
 
     async def truncate(
         self, file: OpenFile, size: int, actor: Actor, *, flush: bool = False
@@ -261,8 +307,13 @@ class Content:
         await self._split_from_others(file, actor)
         await file.gate.take()
         try:
-            if self._store.reserve.spent and size > self.over(self._committed(file)).size:
+            growth = size - self.over(self._committed(file)).size
+            if growth > 0 and self._store.reserve.spent:
                 raise full()
+            if growth > 0 and self.held.active:
+                room = self.held.room_bytes(file.ino)
+                if room is not None and growth > room:
+                    raise self.held.exceeded(file.ino)
             begun = file.session is None
             session = file.session or self._begin(file, actor)
             cut_off = session.beyond(size) if flush else None
@@ -281,6 +332,7 @@ class Content:
                     raise
             return self.over(self._committed(file))
         finally:
+            self._hold(file)
             file.gate.give()
 
     async def _split_from_others(self, file: OpenFile, actor: Actor) -> None:
@@ -450,6 +502,7 @@ class Content:
                 self._chunks.forget_pending([e.digest for e in session.staged.all()])
                 file.inode = committed
         file.session = None
+        self._hold(file)
 
     async def renew_intents(self) -> None:
         """Write the intents of open sessions again, into the pack of now.

@@ -196,14 +196,14 @@ def commit_session(
         "session": session.id.hex(),
         "flushes": session.flushes,
         "extents": len(extents),
-        "sha256": _fingerprint(extents),
+        "sha256": fingerprint(extents),
     }
     was = {"size": before.size, "content_seq": before.content_seq}
     tx.commit(Change("write", session.ino, tx.any_path_of(session.ino), None, details, was))
     return after
 
 
-def _fingerprint(extents: list[Extent]) -> str:
+def fingerprint(extents: list[Extent]) -> str:
     """Bind the record to its bytes: the chunk's digest, or the hash of what was laid down."""
     if len(extents) == 1 and extents[0].chunk_offset == 0:
         return extents[0].digest.hex()

@@ -37,8 +37,12 @@ _LEAVES: tuple[tuple[type[apsw.Error], type[errors.EngineError], str], ...] = (
     (apsw.PermissionsError, errors.StoreInaccessible, "no permission to use the store"),
     (apsw.ReadOnlyError, errors.StoreInaccessible, "the store's metadata is not writable"),
     (apsw.CantOpenError, errors.StoreInaccessible, "the store's metadata cannot be opened"),
-    (apsw.NotADBError, errors.CorruptMetadata, "meta.db is not a Nexus database; restore a backup"),
-    (apsw.CorruptError, errors.CorruptMetadata, "meta.db is damaged; run nexus-ctl fsck"),
+    (apsw.NotADBError, errors.CorruptMetadata, "meta.db is no database any more; restore a backup"),
+    (
+        apsw.CorruptError,
+        errors.CorruptMetadata,
+        "meta.db is damaged; restore a backup, or nexus-ctl --store DIR fsck --repair",
+    ),
 )
 
 

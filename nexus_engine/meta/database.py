@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from nexus_engine.backends.files import sync_directory, translate, write_again
 from nexus_engine.clock import Clock
 from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.quotas import Usage
 from nexus_engine.meta.reader import AsOfReader, Reader
 from nexus_engine.meta.transaction import ADD_CHUNK, Transaction
 from nexus_engine.types import Actor, Ino, Seq
@@ -47,6 +48,11 @@ class Database:
     def known_head(self) -> Seq:
         """The last operation as of this process's last transaction: a lower bound, for free."""
         return self._transaction.head_seq
+
+    @property
+    def held(self) -> dict[Ino, Usage]:
+        """What open files of this process take of quotas; theirs who keep them to change."""
+        return self._transaction.held
 
     def as_of(self, seq: Seq) -> AsOfReader:
         return AsOfReader(self.connection, seq)
@@ -131,11 +137,27 @@ class Database:
         self.in_transaction(put)
 
     def add_pack(self, name: str, owner: str) -> None:
+        """Register a pack, durably; from any thread that this object is for.
+
+        Before anything is in it: a power loss must not leave chunks in a pack that nobody knows,
+        for all that fsck could say they might be those of a newer database.
+        """
         self.connection.run(
             "INSERT INTO pack (name, owner, begun_seq)"
             " VALUES (?, ?, coalesce((SELECT max(seq) FROM oplog), 0))",
             (name, owner),
         )
+        # Not `sync`, which would wait for a checkpoint in the event loop. An error that this
+        # descriptor hears of, the other hears of as well: fsync(2).
+        path = self.connection.path + "-wal"
+        try:
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise translate(error, f"sync {path}") from error
 
     def seal_pack(self, name: str) -> None:
         self.connection.run("UPDATE pack SET owner = NULL WHERE name = ?", (name,))

@@ -310,6 +310,16 @@ CREATE TABLE pack_seen (
     owner TEXT NOT NULL,
     PRIMARY KEY (pack, owner)
 ) STRICT, WITHOUT ROWID;
+
+-- Limits of a directory, with all that is at and below it now; 1: the whole store. The row of a
+-- directory that was removed stays: an undo may bring it back.
+CREATE TABLE quota (
+    ino INTEGER PRIMARY KEY,
+    max_bytes INTEGER,               -- NULL: no limit
+    max_inodes INTEGER,
+    bytes INTEGER NOT NULL,          -- sizes of files and symlinks, each inode once
+    inodes INTEGER NOT NULL          -- of every type, the directory itself included
+) STRICT;
 """
 
 MIGRATIONS = (_V1, _V2)

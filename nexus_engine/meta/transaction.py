@@ -10,7 +10,9 @@ from typing import Any
 
 from nexus_engine import errors, records
 from nexus_engine.clock import Clock, uuid7
+from nexus_engine.meta import quotas
 from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.quotas import Accounts, Quota, Usage
 from nexus_engine.meta.reader import EXTENT_MAX_BYTES, AsOfReader, Reader, name_hash
 from nexus_engine.types import (
     NO_INO,
@@ -111,6 +113,9 @@ class Transaction(Reader):
         self._paths: dict[Ino, Path] = {ROOT_INO: Path(b"")}
         self._actors: dict[Actor, int] = {}
         self._dirty = False
+        self._accounts: Accounts | None = None
+        self.held: dict[Ino, Usage] = {}
+        """What open files of this process take of quotas, besides what is in rows."""
 
     # -- life of a transaction; called by Database alone --
 
@@ -125,6 +130,8 @@ class Transaction(Reader):
         self.seq = Seq(self._head_seq + 1)
         self.now_ns = self._clock.time_ns()
         self._dirty = False
+        if self._accounts is not None:
+            self._accounts.begin()
 
     def end(self) -> None:
         """Commit what was recorded.
@@ -166,14 +173,24 @@ class Transaction(Reader):
         self._next_ino = self._ino_limit = 0
         self._paths = {ROOT_INO: Path(b"")}
         self._actors = {}
+        self._begin_accounts()
+
+    def _begin_accounts(self) -> None:
+        accounts = Accounts(self._connection, self.held)
+        self._accounts = accounts if accounts.roots else None
 
     def commit(self, change: records.Change) -> Seq:
         """Write the record of the operation; the next change belongs to the next one.
 
         Returns:
             The operation's place in the log.
+
+        Raises:
+            QuotaExceeded: A quota has no room for it.
         """
         seq = self.seq
+        if self._accounts is not None:
+            self._accounts.settle(seq, change.kind)
         # Times in the log never decrease, whatever the clock does: moments are found by bisection.
         time_ns = max(self.now_ns, self._head_time_ns)
         row = (
@@ -262,19 +279,28 @@ class Transaction(Reader):
 
     # -- inodes --
 
+    def touch(self, ino: Ino) -> None:
+        """Say that the size of an inode, or where it has names, is going to change."""
+        if self._accounts is not None:
+            self._accounts.touch(ino)
+
     def add_inode(self, inode: Inode) -> None:
         self._dirty = True
+        if self._accounts is not None:
+            self._accounts.appear(inode.ino)
         self._run(_ADD_INODE, (inode.ino, self.seq, *inode[2:]))
 
     def put_inode(self, inode: Inode) -> None:
         """Replace the current version, which becomes a past one."""
         self._dirty = True
+        self.touch(inode.ino)
         self._run(_BURY_VERSION, (inode.ino, self.seq))
         self._run(_PUT_INODE, (inode.ino, self.seq, *inode[2:]))
 
     def remove_inode(self, ino: Ino) -> None:
         """The inode is gone as of this operation."""
         self._dirty = True
+        self.touch(ino)
         self._run(_BURY_VERSION, (ino, self.seq))
         self._run("DELETE FROM inode WHERE ino = ?", (ino,))
         self._paths.pop(ino, None)
@@ -289,6 +315,7 @@ class Transaction(Reader):
 
     def add_dentry(self, parent: Ino, name: Name, inode: Inode) -> None:
         self._dirty = True
+        self.touch(inode.ino)
         kind = inode.mode & 0o170000
         self._run(_ADD_DENTRY, (parent, name_hash(name), name, inode.ino, kind, self.seq))
         self._run(_ADD_CHILD_CHANGE, (parent, self.seq))
@@ -296,6 +323,8 @@ class Transaction(Reader):
     def remove_dentry(self, parent: Ino, name: Name) -> None:
         self._dirty = True
         key = (parent, name_hash(name), name)
+        if self._accounts is not None:
+            self._accounts.name_goes(*key)
         self._run(_BURY_DENTRY, (*key, self.seq))
         self._run(_DROP_DENTRY, key)
         self._run(_ADD_CHILD_CHANGE, (parent, self.seq))
@@ -350,6 +379,7 @@ class Transaction(Reader):
     def rewind_content(self, ino: Ino, seq: Seq, size: int, content_seq: Seq) -> None:
         """Let every version of an inode from ``seq`` on have this content."""
         self._dirty = True
+        self.touch(ino)
         for table in ("inode", "inode_past"):
             self._run(
                 f"UPDATE {table} SET size = ?3, content_seq = ?4"
@@ -384,6 +414,21 @@ class Transaction(Reader):
         self._dirty = True
         self._run(_BURY_XATTR, (ino, name, self.seq))
         self._run("DELETE FROM xattr WHERE ino = ? AND name = ?", (ino, name))
+
+    # -- quotas --
+
+    def put_quota(self, ino: Ino, max_bytes: int | None, max_inodes: int | None) -> Quota:
+        """Set a directory's limits, and count what is below it; reads all of that."""
+        self._dirty = True
+        quota = Quota(ino, max_bytes, max_inodes, quotas.count(self._connection, ino))
+        quotas.put_quota(self._connection, quota)
+        self._begin_accounts()
+        return quota
+
+    def remove_quota(self, ino: Ino) -> None:
+        self._dirty = True
+        quotas.remove_quota(self._connection, ino)
+        self._begin_accounts()
 
     # -- snapshots and undo --
 

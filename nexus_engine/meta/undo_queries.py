@@ -25,7 +25,7 @@ Key = tuple[Ino, Name]
 
 _BATCH = 5000
 _OF_NAMES = frozenset("create mkdir mknod symlink link unlink rmdir rename exchange".split())
-_OF_MANY = frozenset(("undo", "restore", "recover"))
+_OF_MANY = frozenset(("undo", "restore", "recover", "repair"))
 
 _ITEM = "json_each(?1) j CROSS JOIN"
 _OPERATIONS = (
@@ -61,7 +61,7 @@ _VERSIONS = (
 )
 _SETS_ATIME = (
     f"SELECT o.seq FROM {_ITEM} oplog o ON o.seq = j.value WHERE o.kind IN ('undo', 'restore',"
-    " 'recover') OR (o.kind = 'setattr' AND o.details ->> 'atime_ns' IS NOT NULL)"
+    " 'recover', 'repair') OR (o.kind = 'setattr' AND o.details ->> 'atime_ns' IS NOT NULL)"
 )
 _XATTRS = (
     f"SELECT x.ino, x.name, x.value, x.from_seq, NULL FROM {_ITEM} xattr x"

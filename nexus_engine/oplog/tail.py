@@ -53,7 +53,7 @@ class Tail:
             stale = stale._replace(upto=seq)
             if seq in own:
                 own.discard(seq)
-            elif kind in ("undo", "restore", "recover", "purge"):
+            elif kind in ("undo", "restore", "recover", "purge", "repair"):
                 self._add_touched(stale, seq)
             else:
                 stale.inodes.add(ino)

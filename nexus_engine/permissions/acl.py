@@ -67,6 +67,14 @@ class Acl(NamedTuple):
             raise errors.CorruptMetadata("an empty ACL is stored: run nexus-ctl fsck")
         return acl
 
+    @classmethod
+    def find_valid(cls, stored: bytes) -> Acl | None:
+        """Return the list in a value that was stored, ``None`` if it is none."""
+        try:
+            return cls.decode(stored)
+        except errors.InvalidArgument:
+            return None
+
     def encode(self) -> bytes:
         """Return the attribute's value."""
         return _HEADER.pack(_VERSION) + b"".join(_ENTRY.pack(*entry) for entry in self.entries)

@@ -125,6 +125,7 @@ def _forget(
     if attributes:
         retention_queries.set_value(tx.connection, OVERWRITING, 1)
     for ino in inos:
+        tx.touch(ino)
         if only is None:
             purge_queries.empty(tx.connection, ino)
         else:

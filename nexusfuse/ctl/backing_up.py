@@ -26,8 +26,8 @@ from nexusfuse.ctl.place import CommandLine, Failure, Place, opened
 from nexusfuse.ctl.progress import ProgressLine
 
 if TYPE_CHECKING:
-    from nexus_engine.backup.damage import DamagedFile
     from nexus_engine.backup.layout import Manifest
+    from nexus_engine.check.damage import DamagedFile
     from nexus_engine.check.problems import Problem
 
 KEEP = 7
@@ -346,7 +346,7 @@ def _files(files: list[DamagedFile]) -> list[dict[str, Any]]:
 
 
 def _damaged(reply: dict[str, Any]) -> Iterator[render.Block]:
-    from nexus_engine.backup.damage import FILES_SHOWN
+    from nexus_engine.check.damage import FILES_SHOWN
 
     for problem in reply.get("problems", ()):
         text = f"{problem['code']}  {problem['where']}: {problem['message']}"

@@ -1,4 +1,4 @@
-"""How things are: status, stats, verify-log, fsck; and shell completion."""
+"""How things are: status, stats, verify-log, fsck, scrub; and shell completion."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 
 import click
+import msgspec
 
+from nexus_engine import errors
 from nexus_engine.commands import Request
 from nexusfuse.ctl import backing_up
+from nexusfuse.ctl.exit_codes import DAMAGE
 from nexusfuse.ctl.options import PATH, common_options, shell_only
-from nexusfuse.ctl.place import CommandLine, Place
+from nexusfuse.ctl.place import CommandLine, Place, opened
+from nexusfuse.ctl.progress import ProgressLine
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -60,17 +64,71 @@ def verify_log(place: Place) -> None:
 
 @click.command()
 @click.option("--deep", is_flag=True, help="Read and verify every stored byte, too.")
+@click.option("--repair", is_flag=True, help="Mend what can be mended; say what was done.")
 @click.option("--rebuild-index", is_flag=True, help="First find all chunks anew, in the packs.")
 @common_options
 @click.pass_obj
-def fsck(place: Place, *, deep: bool, rebuild_index: bool) -> None:
+def fsck(place: Place, *, deep: bool, repair: bool, rebuild_index: bool) -> None:
     """Check that the store is consistent. By itself changes nothing.
 
-    Exit codes as fsck(8): 0 clean, 4 problems found, 8 the check could not run.
+    Exit codes: 0 clean, or all of it mended; 4 problems found, or left; 8 the check could not run.
     """
     if rebuild_index:
         backing_up.rebuild_index(place.shell())
-    place.submit(Request("fsck", {"deep": deep}))
+    request = Request("repair" if repair else "fsck", {"deep": deep})
+    if not (repair and isinstance(place, CommandLine) and place.store is not None):
+        place.submit(request)
+        return
+    try:
+        place.submit(request)
+    except errors.CorruptMetadata as error:
+        # Nobody can use it as it is.
+        _salvage(place, place.store, error)
+        place.submit(request)
+
+
+def _salvage(line: CommandLine, store: Path, error: errors.CorruptMetadata) -> None:
+    from nexus_engine.repair.salvage import salvage
+
+    done = salvage(store)
+    line.say(
+        f"{error}: salvaged {done.rows:,} rows; the damaged file is {done.kept}",
+        salvaged=done.rows,
+        kept=str(done.kept),
+    )
+
+
+@click.command()
+@click.option("--rate", metavar="BYTES", help="Read so many each second, at most: 500K, 50M, 1G.")
+@click.option("--restart", is_flag=True, help="Begin anew, wherever the last one stopped.")
+@common_options
+@click.pass_obj
+def scrub(place: Place, rate: str | None, *, restart: bool) -> None:
+    """Read all content again, and name every file of which some has decayed.
+
+    Where it is stopped it goes on the next time. It reads in this process, with its rights.
+    """
+    from nexus_engine.check import scrub as scrubbing
+    from nexus_engine.config import parse_bytes
+
+    line = place.shell()
+    line.verb = "fsck"
+    try:
+        rate_bytes = scrubbing.RATE_BYTES if rate is None else parse_bytes(rate)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    path = line.store or Path(os.fsdecode(line.mount.store))
+    with opened(path) as store, ProgressLine() as progress:
+        done = scrubbing.scrub(
+            store,
+            rate_bytes=rate_bytes,
+            restart=restart,
+            progress=lambda read, total: progress("scrubbing", read, total),
+        )
+    reply = msgspec.to_builtins(done) | {"problems": [p._asdict() for p in done.problems]}
+    line.show(Request("scrub", {}), reply)
+    if done.problems:
+        raise click.exceptions.Exit(DAMAGE)
 
 
 @click.command()
@@ -92,4 +150,4 @@ def completion(ctx: click.Context, shell: str | None) -> None:
     click.echo(maker(root, {}, "nexus-ctl", "_NEXUS_CTL_COMPLETE").source())
 
 
-COMMANDS = [status, stats, verify_log, fsck, shell_only(completion)]
+COMMANDS = [status, stats, verify_log, fsck, shell_only(scrub), shell_only(completion)]

@@ -46,6 +46,7 @@ EXIT_CODE: dict[type[errors.EngineError], int] = {
     errors.OperationNotPermitted: FORBIDDEN,
     errors.ReadOnly: FORBIDDEN,
     errors.NoSpace: TRY_AGAIN,
+    errors.QuotaExceeded: TRY_AGAIN,
     errors.FileTooBig: FAILED,
     errors.NotSupported: FAILED,
     errors.TooManyMoments: TRY_AGAIN,
@@ -80,13 +81,13 @@ def code_of_error(error: errors.EngineError, verb: str | None) -> int:
         verb: What was asked; fsck(8) has a code of its own for a check that could not run.
     """
     code = EXIT_CODE.get(type(error), FAILED)
-    return FSCK_FAILED if verb == "fsck" and code not in (USAGE, DAMAGE) else code
+    return FSCK_FAILED if verb in ("fsck", "repair") and code not in (USAGE, DAMAGE) else code
 
 
 def code_of_reply(request: Request, reply: Reply) -> int:
     """Return the exit code for a command that was carried out."""
     if request.verb in ("undo", "redo") and reply["conflicts"]:
         return CONFLICTS
-    if request.verb in ("fsck", "verify-log") and reply["problems"]:
+    if request.verb in ("fsck", "repair", "verify-log") and reply["problems"]:
         return DAMAGE
     return OK

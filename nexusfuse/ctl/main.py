@@ -10,7 +10,17 @@ from typing import Any, NoReturn
 import click
 
 from nexus_engine import __version__, errors
-from nexusfuse.ctl import backing_up, checking, history, keeping, mounting, retaining, undoing
+from nexusfuse.ctl import (
+    backing_up,
+    checking,
+    doctor,
+    history,
+    keeping,
+    limiting,
+    mounting,
+    retaining,
+    undoing,
+)
 from nexusfuse.ctl.exit_codes import FAILED, FORBIDDEN, OK, code_of_error
 from nexusfuse.ctl.options import common_options
 from nexusfuse.ctl.place import CommandLine
@@ -99,7 +109,10 @@ def cli() -> None:
     """
 
 
-for _module in (mounting, history, undoing, keeping, checking, retaining, backing_up):
+_MODULES = (
+    mounting, history, undoing, keeping, checking, doctor, retaining, limiting, backing_up,
+)  # fmt: skip
+for _module in _MODULES:
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import sys
 from pathlib import Path
@@ -12,15 +11,19 @@ from pathlib import Path
 import click
 
 from nexus_engine import errors
-from nexusfuse.ctl import launch, mounts
+from nexusfuse.ctl import launch, mounts, preconditions, processes, supervisor
 from nexusfuse.ctl.checking import mount_status
 from nexusfuse.ctl.exit_codes import code_of_error
-from nexusfuse.ctl.mounts import Mount
+from nexusfuse.ctl.mounts import Health, Mount
 from nexusfuse.ctl.options import DIRECTORY, json_option, shell_only
 from nexusfuse.ctl.place import Failure, Place
+from nexusfuse.ctl.processes import Behind
+from nexusfuse.ctl.wanted import HANG_LIMIT_S, KERNEL_OPTIONS, Wanted
 
 DEFAULT_STORE = "nexus-data"
-_PATIENCE_MS = 2000
+FORCE_LIMIT_S = 10.0
+"""How long a daemon whose connection was cut may take to put in order what it has."""
+_PATIENCE_S = 2.0
 _USERS_SHOWN = 5
 
 
@@ -32,10 +35,26 @@ _USERS_SHOWN = 5
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--noatime", is_flag=True, help="Reading leaves access times alone.")
 @click.option(
+    "--options", "-o", metavar="LIST", default="", help=f"Of {', '.join(KERNEL_OPTIONS)}."
+)
+@click.option("--no-restart", is_flag=True, help="Don't start the daemon again when it dies.")
+@click.option(
+    "--hang-limit",
+    type=click.FloatRange(min=0),
+    default=HANG_LIMIT_S,
+    metavar="SECONDS",
+    help="Start it again when it does not answer for so long; default 60, 0 for never.",
+)
+@click.option("--nonempty", is_flag=True, help="Hide what MOUNTPOINT holds.")
+@click.option(
+    "--hold", is_flag=True, help="When told to end, leave the mount, dead, to the next daemon."
+)
+@click.option(
     "--log-file", type=DIRECTORY, metavar="FILE", help="Default: daemon.log in the store."
 )
 @click.option("--debug", is_flag=True, help="Log every request.")
 @click.option("--ready-fd", type=int, hidden=True)
+@click.option("--source", default="", hidden=True)
 @json_option
 @click.pass_obj
 def mount(
@@ -43,46 +62,89 @@ def mount(
     mountpoint: str,
     store: str | None,
     log_file: str | None,
+    options: str,
+    hang_limit: float,
     ready_fd: int | None,
+    source: str,
     *,
     foreground: bool,
     allow_other: bool,
     read_only: bool,
     noatime: bool,
+    no_restart: bool,
+    nonempty: bool,
+    hold: bool,
     debug: bool,
 ) -> None:
     """Mount a store on MOUNTPOINT, an empty directory; return when it serves."""
     line = place.shell()
-    wanted = launch.Wanted(
-        mountpoint=_real(mountpoint),
-        store=_real(store or line.store or DEFAULT_STORE),
+    wanted = Wanted(
+        mountpoint=mountpoint_of(mountpoint),
+        store=real(store or line.store or DEFAULT_STORE),
         allow_other=allow_other,
         read_only=read_only,
         noatime=noatime,
+        kernel=_kernel_options(options),
         debug=debug,
-        log_file=None if log_file is None else _real(log_file),
+        log_file=None if log_file is None else real(log_file),
+        hang_limit_s=hang_limit,
+        restart=not no_restart,
+        source=source,
+        nonempty=nonempty,
+        hold=hold,
     )
     if foreground:
         _serve(wanted, launch.ReadyPipe(ready_fd))
         return
-    launch.prepare(wanted)
-    pid = launch.run_in_background(wanted)
+    started = start(wanted)
     line.say(
         f"Mounted {wanted.store} on {wanted.mountpoint}.",
         mountpoint=str(wanted.mountpoint),
         store=str(wanted.store),
-        pid=pid,
+        pid=started.daemon,
+        supervisor=started.supervisor,
     )
 
 
-def _real(path: str | Path) -> Path:
+def start(wanted: Wanted) -> launch.Started:
+    """Mount; return when it serves.
+
+    Raises:
+        Failure, EngineError: It cannot; says what to do.
+    """
+    behind = processes.behind(os.fsencode(wanted.mountpoint))
+    if behind.supervisor is not None and mounts.mount_at(os.fsencode(wanted.mountpoint)) is None:
+        raise Failure(
+            f"{wanted.mountpoint} is being mounted by process {behind.supervisor};"
+            f" `nexus-ctl umount {wanted.mountpoint}` ends that"
+        )
+    launch.prepare(wanted)
+    if behind.supervisor is not None:  # of the dead mount: from now on it is ours
+        processes.end(behind.supervisor, signal.SIGTERM)
+    return launch.run_in_background(wanted)
+
+
+def _kernel_options(text: str) -> tuple[str, ...]:
+    chosen = tuple(filter(None, text.split(",")))
+    for option in chosen:
+        if option not in KERNEL_OPTIONS:
+            raise click.UsageError(f"no option {option!r}; there are {', '.join(KERNEL_OPTIONS)}")
+    return chosen
+
+
+def real(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _serve(wanted: launch.Wanted, pipe: launch.ReadyPipe) -> None:
+def mountpoint_of(path: str | Path) -> Path:
+    """Return the absolute path of what may be a mountpoint, if possible without looking at it."""
+    found = mounts.real_path(os.fspath(path))
+    return Path(os.fsdecode(found)) if mounts.mount_at(found) is not None else real(path)
+
+
+def _serve(wanted: Wanted, pipe: launch.ReadyPipe) -> None:
     """Serve in this process; what keeps it from that goes to whoever waits, and to stderr."""
     try:
-        launch.prepare(wanted)
         try:
             launch.serve(wanted, pipe.tell_ready)
         except BaseExceptionGroup as group:
@@ -98,29 +160,79 @@ def _serve(wanted: launch.Wanted, pipe: launch.ReadyPipe) -> None:
 @click.command()
 @click.argument("mountpoint", type=DIRECTORY)
 @click.option("--lazy", is_flag=True, help="Detach now, end when nobody uses it any more.")
+@click.option("--force", is_flag=True, help="Also when the daemon hangs: who uses it gets errors.")
 @json_option
 @click.pass_obj
-def umount(place: Place, mountpoint: str, *, lazy: bool) -> None:
+def umount(place: Place, mountpoint: str, *, lazy: bool, force: bool) -> None:
     """Unmount; return when everything is durable and the daemon is gone."""
     line = place.shell()
-    path = _real(mountpoint)
+    path = unmount(mountpoint, lazy=lazy, force=force)
+    what = "Detached" if lazy else "Unmounted"
+    line.say(f"{what} {path}.", mountpoint=str(path), daemon_ended=not lazy)
+
+
+def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> Path:
+    """Unmount; return what.
+
+    Raises:
+        Failure: It is busy, somebody else's or no mount.
+    """
+    path = mountpoint_of(mountpoint)
     os.chdir("/")  # not to be in the way ourselves
     mount = mounts.mount_at(os.fsencode(path))
-    if mount is None or not mount.is_nexus:
+    behind = processes.behind(os.fsencode(path))
+    if mount is None and behind.supervisor is not None:
+        processes.end(behind.supervisor, signal.SIGTERM)  # between two daemons
+    elif mount is None or not mount.is_nexus:
         raise Failure(_not_mounted(path))
-    if os.geteuid() not in (0, mount.owner):
+    elif os.geteuid() not in (0, mount.owner):
         raise Failure(
             f"{path} was mounted by user {mount.owner}: only they and root may unmount it"
         )
-    dead = mounts.is_dead(mount)
-    daemon = None if dead else _open_daemon(mount)
-    reason = launch.detach(path, lazy=lazy or dead)
+    elif force:
+        _force(path, mount, behind)
+    else:
+        _unmount(path, mount, behind, lazy=lazy)
+    return path
+
+
+def _unmount(path: Path, mount: Mount, behind: Behind, *, lazy: bool) -> None:
+    health = Health.SERVES if lazy else mounts.probe(mount, preconditions.ANSWER_LIMIT_S)
+    if health is Health.SILENT:
+        raise Failure(
+            f"the daemon of {path} does not answer; nexus-ctl umount --force {path} ends it, and"
+            " nexus-ctl doctor tells more"
+        )
+    dead = health is Health.DEAD
+    if dead:
+        processes.end(behind.supervisor, signal.SIGTERM)  # it takes the mount away
+        if mounts.device_at(mount.path) == "":
+            return
+    waited_for = [] if dead or lazy else _open_processes(mount, behind)
+    reason = preconditions.detach(path, lazy=lazy or dead)
     if reason is not None:
         raise Failure(_busy(path) or reason)
-    if daemon is not None and not lazy:
-        _wait(daemon)
-    what = "Detached" if lazy else "Unmounted"
-    line.say(f"{what} {path}.", mountpoint=str(path), daemon_ended=not lazy)
+    for process in waited_for:
+        _wait(process)
+
+
+def _force(path: Path, mount: Mount, behind: Behind) -> None:
+    """Cut the connection, and end the daemon, whatever it is at."""
+    device = mounts.device_at(mount.path)
+    if behind.supervisor is not None:
+        # First of all: nobody is to start again what we end. It passes the signal on.
+        processes.end(behind.supervisor, signal.SIGTERM, 0)
+    supervisor.abort(device)
+    for pid in behind.daemons:
+        processes.end(pid, signal.SIGCONT, 0)  # one that somebody stopped can end in order
+        if not processes.end(pid, signal.SIGTERM, FORCE_LIMIT_S):
+            processes.end(pid, signal.SIGKILL)
+    if behind.supervisor is not None:
+        processes.end(behind.supervisor, signal.SIGTERM)
+    if mounts.device_at(mount.path) == device:
+        reason = preconditions.detach(path, lazy=True)
+        if reason is not None:
+            raise Failure(reason)
 
 
 def _not_mounted(path: Path) -> str:
@@ -131,27 +243,28 @@ def _not_mounted(path: Path) -> str:
     return f"{path} is not a Nexus mount"
 
 
-def _open_daemon(mount: Mount) -> int | None:
-    """Return a descriptor of the daemon's process, ``None`` if it cannot be told."""
+def _open_processes(mount: Mount, behind: Behind) -> list[int]:
+    """Return descriptors of the daemon and its supervisor, as far as they can be told."""
     try:
-        return os.pidfd_open(int(mount_status(mount.path)["pid"]))
+        daemons = [int(mount_status(mount.path)["pid"])]
     except (OSError, KeyError, ValueError):
-        return None  # of another pid namespace, say: unmounting works without
+        daemons = behind.daemons
+    # Of another pid namespace, say, there are none: unmounting works without.
+    found = map(processes.open_process, (*daemons, behind.supervisor))
+    return [process for process in found if process is not None]
 
 
-def _wait(daemon: int) -> None:
-    """Return when the process is gone."""
-    poll = select.poll()
-    poll.register(daemon, select.POLLIN)
-    if not poll.poll(_PATIENCE_MS):
+def _wait(process: int) -> None:
+    """Return when a process is gone."""
+    if not processes.wait(process, _PATIENCE_S):
         if sys.stderr.isatty():
             click.echo("nexus-ctl: waiting until everything is on the disk …", err=True)
         # Where another mount namespace has a copy of the mount (a container that was started
         # meanwhile), the kernel does not end the daemon. To one that is ending this is nothing.
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(daemon, signal.SIGTERM)
-        poll.poll()
-    os.close(daemon)
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+        processes.wait(process)
+    os.close(process)
 
 
 def _busy(mountpoint: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Find Nexus mounts: which one a path lies in, whether its daemon lives.
+"""Find Nexus mounts: which one a path lies in, whether its daemon lives and answers.
 
 Everything comes from /proc/self/mountinfo, because a stat of a dead mount fails and one of a hung
 mount never returns.
@@ -8,15 +8,30 @@ Source: proc_pid_mountinfo(5).
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import re
+import select
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from nexusfuse.ctl.supervisor import devices_at
 
 FSTYPE = b"fuse.nexus"
 SOURCE_PREFIX = b"nexus:"
 MOUNTINFO = "/proc/self/mountinfo"
+
+
+class Health(enum.Enum):
+    """How a mount is."""
+
+    SERVES = "serves"
+    DEAD = "dead"
+    """Its daemon is gone, or somebody cut the connection."""
+    SILENT = "silent"
+    """Its daemon is there and did not answer in time."""
 
 
 class Mount(NamedTuple):
@@ -73,6 +88,12 @@ def _unescape(field: bytes) -> bytes:
     return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
 
 
+def nexus_mounts() -> list[Mount]:
+    """Return every Nexus mount that can be reached: none that another one hides."""
+    topmost = {mount.path: mount for mount in read_mounts()}
+    return [mount for mount in topmost.values() if mount.is_nexus]
+
+
 def mount_at(path: bytes) -> Mount | None:
     """Return the topmost mount on exactly this path (absolute, without symlinks)."""
     found = [mount for mount in read_mounts() if mount.path == path]
@@ -94,14 +115,49 @@ def is_within(path: bytes, directory: bytes) -> bool:
     return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
 
 
+def device_at(path: bytes) -> str:
+    """Return the device number of what is mounted on a path; empty if nothing is."""
+    return (devices_at(path) or [""])[-1]
+
+
 def is_dead(mount: Mount) -> bool:
-    """Return whether the daemon of a FUSE mount is gone."""
+    """Return whether the daemon of a FUSE mount is gone. Waits as long as it takes to answer."""
+    return _ask(mount.path) in _GONE
+
+
+_GONE = (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def _ask(path: bytes) -> int:
+    """Have a mount's daemon answer; return 0, or the errno."""
     try:
         # statfs always asks the daemon; a stat may be answered from the kernel's cache.
-        os.statvfs(mount.path)
+        os.statvfs(path)
     except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        return error.errno or errno.EIO
+    return 0
+
+
+def probe(mount: Mount, limit_s: float) -> Health:
+    """Return how a mount is, in time.
+
+    Who asks a daemon that hangs waits for as long as it does, and no signal ends that: so a child
+    process asks, and is left behind where need be.
+    """
+    child = os.fork()
+    if child == 0:
+        os._exit(min(_ask(mount.path), 255))
+    process = os.pidfd_open(child)
+    try:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        if not poll.poll(limit_s * 1000):
+            os.kill(child, signal.SIGKILL)
+            return Health.SILENT
+    finally:
+        os.close(process)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return Health.DEAD if code in _GONE else Health.SERVES
 
 
 def real_path(text: str) -> bytes:

@@ -21,6 +21,7 @@ LISTS = {
     "diff": "changes",
     "snapshot-list": "snapshots",
     "tag-list": "tags",
+    "quota-list": "quotas",
 }
 """Verbs whose reply is a list: JSON Lines rather than one object."""
 
@@ -329,6 +330,28 @@ def _fsck(reply: Reply) -> Iterator[Block]:
         yield Line("Clean.", "bold")
 
 
+def _repair(reply: Reply) -> Iterator[Block]:
+    for done in reply["mended"]:
+        yield Line(f"mended  {done['code']}  {done['where']}: {done['action']}", "green")
+    yield from _problems(reply)
+    mended, left = _count(len(reply["mended"]), "thing"), len(reply["problems"])
+    if left:
+        yield Line(f"{mended} mended; {_count(left, 'problem')} left.", "bold red")
+    elif reply["mended"]:
+        yield Line(f"{mended} mended. Clean.", "bold")
+    else:
+        yield Line("Clean.", "bold")
+
+
+def _scrub(reply: Reply) -> Iterator[Block]:
+    yield from _problems(reply)
+    read = f"Read {_count(reply['chunks'], 'chunk')}, {size(reply['read_bytes'])}"
+    if reply["problems"]:
+        yield Line(f"{read}: {_count(len(reply['problems']), 'problem')} found.", "bold red")
+    else:
+        yield Line(f"{read}: all of it is whole.", "bold")
+
+
 def _prune(reply: Reply) -> Iterator[Block]:
     if reply.get("dry_run"):
         yield Line(
@@ -368,6 +391,33 @@ def _purge(reply: Reply) -> Iterator[Block]:
         yield Line(f"/{path} holds some of the same content, which stays there.")
 
 
+def _quotas(reply: Reply) -> Iterator[Block]:
+    if not reply["quotas"]:
+        yield Line("There are no quotas.")
+        return
+    rows = [_quota_row(quota) for quota in reply["quotas"]]
+    yield Table(("BYTES", "LIMIT", "INODES", "LIMIT", "PATH"), rows)
+
+
+def _quota_row(quota: dict[str, Any]) -> tuple[str, ...]:
+    max_bytes, max_inodes = quota["max_bytes"], quota["max_inodes"]
+    return (
+        size(quota["bytes"]),
+        "-" if max_bytes is None else size(max_bytes),
+        f"{quota['inodes']}",
+        "-" if max_inodes is None else f"{max_inodes}",
+        shown_path(quota["path"]),
+    )
+
+
+def _quota_set(reply: Reply) -> Iterator[Block]:
+    yield from _quotas({"quotas": [reply]})
+
+
+def _quota_removed(reply: Reply) -> Iterator[Block]:
+    yield Line(f"{shown_path(reply['path'])} has no limits of its own any more.")
+
+
 def _gc(reply: Reply) -> Iterator[Block]:
     yield Line(
         f"Gave back {size(reply['freed_bytes'])} in {_count(reply['packs'], 'pack')};"
@@ -390,8 +440,13 @@ _BLOCKS: dict[str, Callable[[Reply], Iterator[Block]]] = {
     "tag-set": _tag_set,
     "tag-list": _tags,
     "tag-remove": _tag_removed,
+    "quota-set": _quota_set,
+    "quota-list": _quotas,
+    "quota-remove": _quota_removed,
     "verify-log": _verify_log,
     "fsck": _fsck,
+    "repair": _repair,
+    "scrub": _scrub,
     "prune": _prune,
     "gc": _gc,
     "purge": _purge,

@@ -56,8 +56,12 @@ def store(tmp_path: Path) -> Path:
     return path
 
 
-def lose_power(store: Path, *steps: str) -> None:
-    """Do the steps in a process, then lose every byte of packs that was not synced."""
+def lose_power(store: Path, *steps: str, spared: int = 0) -> None:
+    """Do the steps in a process, then lose every byte of packs that was not synced.
+
+    Args:
+        spared: So many of the latest packs lose nothing: the kernel had written them back.
+    """
     script = DYING.format(steps="\n".join("    " + step for step in steps))
     done = subprocess.run(
         [sys.executable, "-c", script, store],
@@ -67,7 +71,8 @@ def lose_power(store: Path, *steps: str) -> None:
         text=True,
     )
     assert done.returncode == 9, done.stderr
-    for line in done.stdout.splitlines():
+    lines = done.stdout.splitlines()
+    for line in lines[: len(lines) - spared]:
         pack, synced = line.split()
         path = store / "packs" / f"{pack}.pack"
         if int(synced):
@@ -137,4 +142,57 @@ async def test_recovery_says_what_it_took_back(store: Path) -> None:
         "SELECT path, details ->> 'size' FROM oplog WHERE kind = 'recover'"
     )
     assert row == (b"a", 1)
+    await engine.close()
+
+
+SYNCED_A = (
+    "handle, _ = await engine.create(ROOT_INO, Name(b'a'), 0o644, ACTOR)",
+    "await engine.write(handle, 0, b'kept')",
+    "await engine.fsync(handle)",
+)
+
+
+async def test_what_was_fsynced_stays_where_the_end_of_the_session_is_lost(store: Path) -> None:
+    """The session's record goes back, and the intent of the fsync is what the file shows."""
+    lose_power(
+        store,
+        *SYNCED_A,
+        "await engine.write(handle, 4, b' lost')",
+        "await engine.release(handle)",
+    )
+    heads = []
+    for _ in range(2):  # the second time there is nothing left to do
+        engine = Engine.start(store)
+        assert await read(engine, b"a") == b"kept"
+        assert check(engine.store, deep=True) == []
+        heads.append(engine.reader.head())
+        await engine.close()
+    assert heads[0] == heads[1]
+
+
+async def test_what_was_fsynced_stays_where_a_later_flush_is_lost_in_part(store: Path) -> None:
+    """The later intent is on the disk, in a pack of its own, and its chunks are not."""
+    lose_power(
+        store,
+        "from nexus_engine.cas import writer; writer.PACK_SIZE = 40",
+        *SYNCED_A,
+        "await engine.write(handle, 4, os.urandom(100_000))",
+        "await engine.flush(handle)",
+        spared=1,
+    )
+    engine = Engine.start(store)
+    assert await read(engine, b"a") == b"kept"
+    assert check(engine.store, deep=True) == []
+    await engine.close()
+
+
+async def test_a_pack_without_its_header_is_mended(store: Path) -> None:
+    """The first sector may be the one that did not reach the disk."""
+    lose_power(store, "await put(b'a', b'1', sync=True)", "await put(b'b', b'2')", spared=1)
+    (pack,) = (store / "packs").iterdir()
+    with pack.open("r+b") as file:
+        file.write(bytes(32))
+    engine = Engine.start(store)
+    assert (await read(engine, b"a"), await read(engine, b"b")) == (b"1", b"2")
+    assert check(engine.store, deep=True) == []
     await engine.close()

@@ -15,6 +15,7 @@ import pytest
 from nexus_engine.config import StoreConfig
 from nexus_engine.history import moments
 from nexus_engine.history.undo import existence, names, rights
+from nexus_engine.meta.check_log_queries import REFERENCES
 from nexus_engine.meta.check_queries import INTERVALS
 from nexus_engine.records import KINDS
 from nexusfuse.ctl import exit_codes
@@ -150,10 +151,11 @@ def test_every_problem_that_fsck_reports_is_documented() -> None:
 def problem_codes() -> Iterator[str]:
     tables = {
         "{interval.table}": [interval.table for interval in INTERVALS],
-        "{table}": ["snapshot", "reversal", "touched"],
+        "{table}-orphan": ["expired-orphan", "pack_seen-orphan"],
+        "{table}-reference": [f"{table}-reference" for table, _, _ in REFERENCES],
     }
     for path in (ROOT / "nexus_engine" / "check").glob("*.py"):
-        pattern = r"\b(?:Problem|_chunk_problem)\(\s*f?\"([^\"]+)\""
+        pattern = r"\b(?:Problem)\(\s*f?\"([^\"]+)\""
         for text in re.findall(pattern, path.read_text()):
             for variable, values in tables.items():
                 if variable in text:

@@ -36,6 +36,7 @@ class Disk:
 
     def fill(self) -> None:
         """Take every block that there is."""
+        assert os.path.ismount(self.path), "this would fill the machine's own disk"
         fd = os.open(self._other, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             size = MIB

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,29 @@ def test_utime_now_and_omit(path: Path) -> None:
     assert path.stat() == unchanged
     os.utime(path)
     assert path.stat().st_mtime_ns > before_ns - 10**8
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        lambda path: os.utime(path),
+        lambda path: utimensat(path, (0, 0), (0, UTIME_NOW)),
+        lambda path: os.truncate(path, 3),
+        lambda path: path.open("wb").close(),
+    ],
+    ids=["NULL", "UTIME_NOW", "truncate", "O_TRUNC"],
+)
+def test_now_is_not_before_what_was_done_before(place: Path, now: Callable[[Path], None]) -> None:
+    """utimensat(2), truncate(2): a file touched at once is not older than when it was made."""
+    for count in range(20):
+        path = place / f"new{count}"
+        path.write_bytes(b"four")
+        made_ns = path.stat().st_mtime_ns
+        now(path)
+        assert path.stat().st_mtime_ns >= made_ns
+        copied_ns = time.time_ns()
+        os.utime(path, ns=(copied_ns, copied_ns))
+        assert path.stat().st_mtime_ns == copied_ns
 
 
 def test_utime_on_an_open_written_file_lasts_after_close(path: Path) -> None:

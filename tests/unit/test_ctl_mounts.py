@@ -10,10 +10,11 @@ from click.testing import CliRunner
 
 from nexus_engine import errors
 from nexus_engine.commands import Request
-from nexusfuse.ctl import control, launch, mounts
+from nexusfuse.ctl import control, mounts, preconditions
 from nexusfuse.ctl.main import cli
 from nexusfuse.ctl.mounts import Mount
 from nexusfuse.ctl.place import normal_path
+from nexusfuse.ctl.wanted import Wanted
 
 MOUNTINFO = rb"""21 1 8:1 / / rw - ext4 /dev/sda1 rw
 45 21 0:41 / /home/me/my\040files rw - fuse.nexus nexus:/srv/my\040store rw,user_id=1000,group_id=0
@@ -93,7 +94,7 @@ def mount_fails(*arguments: str | Path) -> str:
 @pytest.fixture
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Machines without /dev/fuse check everything else as well."""
-    monkeypatch.setattr(launch, "DEVICE", Path("/dev/null"))
+    monkeypatch.setattr(preconditions, "DEVICE", Path("/dev/null"))
 
 
 @pytest.mark.usefixtures("device")
@@ -129,7 +130,7 @@ def test_a_directory_of_something_else_is_no_store(tmp_path: Path) -> None:
 def test_without_the_device_it_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "DEVICE", tmp_path / "fuse")
+    monkeypatch.setattr(preconditions, "DEVICE", tmp_path / "fuse")
     assert "modprobe fuse" in mount_fails(tmp_path)
 
 
@@ -138,7 +139,7 @@ def test_a_user_is_told_of_fusermount_and_allow_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(launch, "FUSE_CONF", tmp_path / "fuse.conf")
+    monkeypatch.setattr(preconditions, "FUSE_CONF", tmp_path / "fuse.conf")
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert "apt install fuse3" in mount_fails(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
@@ -154,7 +155,7 @@ def test_unmounting_what_is_not_mounted(tmp_path: Path) -> None:
 
 
 def test_the_daemon_is_asked_for_what_the_command_was() -> None:
-    wanted = launch.Wanted(Path("/mnt/-x"), Path("/s"), allow_other=True, log_file=Path("/l"))
+    wanted = Wanted(Path("/mnt/-x"), Path("/s"), allow_other=True, log_file=Path("/l"))
     words = wanted.arguments()
     assert words[:2] == ["mount", "--foreground"]
     assert words[-2:] == ["--", "/mnt/-x"]

@@ -89,7 +89,7 @@ async def test_without_the_packs_everything_but_the_content_is_there(
     rich: World, tmp_path: FilePath
 ) -> None:
     done = loaded(dumped(rich), tmp_path / "new")
-    assert {problem.code for problem in done.problems} == {"extent-chunk"}
+    assert {problem.code for problem in done.problems} == {"content-lost", "content-lost-past"}
     copy = Reopened(tmp_path / "new")
     assert copy.inode(UGLY).size == 4
     with pytest.raises(errors.MissingChunk):
@@ -323,7 +323,7 @@ async def test_a_damaged_chunk_costs_itself_and_no_more(closed: World) -> None:
     assert gap.end - gap.start == 5056
     after = Reopened(closed.path)
     assert len(after.read("after")) == 5000
-    assert [problem.partition(":")[0] for problem in after.problems(deep=True)] == ["extent-chunk"]
+    assert [problem.partition(":")[0] for problem in after.problems(deep=True)] == ["content-lost"]
     with pytest.raises(errors.MissingChunk):
         after.read("raw")
     await after.close()

@@ -8,7 +8,7 @@ from pathlib import Path as FilePath
 
 import pytest
 
-from nexus_engine.check import fsck
+from nexus_engine.check import problems
 from nexus_engine.check.fsck import check
 from nexus_engine.history import snapshots
 from nexus_engine.history.restore import restore
@@ -18,8 +18,15 @@ from tests.unit.worlds import ALICE, BOB, World
 
 @pytest.fixture
 async def world(tmp_path: FilePath) -> AsyncIterator[World]:
-    """A store with some of everything, present and past."""
     world = World(tmp_path / "store")
+    await fill(world)
+    yield world
+    world.store.chunks.close()
+    world.database.close()
+
+
+async def fill(world: World) -> None:
+    """Put some of everything into a store, present and past."""
     await world.mkdir("dir")  # 2
     await world.mkdir("dir/sub")  # 3
     await world.write("dir/file", b"one " * 1000)  # 4
@@ -34,9 +41,6 @@ async def world(tmp_path: FilePath) -> AsyncIterator[World]:
     snapshots.create(world.store, "kept", ALICE)
     await world.mkdir("empty")  # 7
     await world.rename("empty", "dir/sub/empty")
-    yield world
-    world.store.chunks.close()
-    world.database.close()
 
 
 def codes(world: World, *, deep: bool = False) -> set[str]:
@@ -72,97 +76,130 @@ async def test_restored_trees_are_sound(world: World) -> None:
 
 
 BROKEN = [
-    # (what is done to the rows, the code that must be among the problems)
-    ("DELETE FROM inode WHERE ino = 4", "dentry-dangling"),
+    # (what is done to the rows, the code that must be among the problems, what it must name)
+    ("DELETE FROM inode WHERE ino = 4", "dentry-dangling", "/dir/file"),
     (
         "INSERT INTO xattr (ino, name, value, from_seq) VALUES"
         " (4, CAST('system.posix_acl_access' AS BLOB), x'00', 5)",
-        "acl",
+        "acl", "/dir/file",
     ),
     (
         "INSERT INTO xattr (ino, name, value, from_seq) VALUES"
         " (4, CAST('system.posix_acl_access' AS BLOB), x'02000000"
         "01000700ffffffff04000700ffffffff20000700ffffffff', 5)",
-        "acl-mode",
+        "acl-mode", "/dir/file",
     ),
-    ("UPDATE dentry SET kind = 16384 WHERE ino = 4", "dentry-kind"),
-    ("UPDATE dentry SET parent = 4 WHERE name = x'66696c65'", "dentry-homeless"),
-    ("UPDATE dentry SET parent = 99 WHERE name = x'66696c65'", "dentry-homeless"),
-    ("UPDATE dentry SET hash = hash + 1 WHERE ino = 5", "dentry-name"),
-    ("UPDATE dentry SET name = x'2e2e' WHERE ino = 5", "dentry-name"),
-    ("UPDATE dentry_past SET name = x'612f62'", "dentry-name"),
-    ("UPDATE inode SET nlink = 3 WHERE ino = 4", "file-links"),
-    ("UPDATE inode SET nlink = 0 WHERE ino = 5", "file-links"),
-    ("DELETE FROM dentry WHERE ino = 5", "file-links"),
-    ("UPDATE inode SET nlink = 5 WHERE ino = 1", "directory-links"),
-    ("DELETE FROM dentry WHERE ino = 3", "directory-names"),
+    ("UPDATE dentry SET kind = 16384 WHERE ino = 4", "dentry-kind", "/dir/file"),
+    ("UPDATE dentry SET parent = 4 WHERE name = x'66696c65'", "dentry-homeless", "/dir/link/file"),
+    ("UPDATE dentry SET parent = 99 WHERE name = x'66696c65'", "dentry-homeless", "file"),
+    ("UPDATE dentry SET hash = hash + 1 WHERE ino = 5", "dentry-name", "/sym"),
+    ("UPDATE dentry SET name = x'2e2e' WHERE ino = 5", "dentry-name", "/.."),
+    ("UPDATE dentry_past SET name = x'612f62'", "dentry-name", "a/b"),
+    ("UPDATE inode SET nlink = 3 WHERE ino = 4", "file-links", "/dir/file"),
+    ("UPDATE inode SET nlink = 0 WHERE ino = 5", "file-links", "/sym"),
+    ("DELETE FROM dentry WHERE ino = 5", "file-links", "/sym"),
+    ("UPDATE inode SET nlink = 5 WHERE ino = 1", "directory-links", "/ (inode 1)"),
+    ("DELETE FROM dentry WHERE ino = 3", "directory-names", "/dir/sub"),
     ("INSERT INTO dentry SELECT 1, hash, name, ino, kind, from_seq FROM dentry WHERE ino = 3",
-     "directory-names"),
-    ("UPDATE dentry SET parent = 7 WHERE ino = 2", "directory-unreachable"),
-    ("UPDATE inode SET mode = mode & 511 WHERE ino = 4", "inode-fields"),
-    ("UPDATE inode SET target = NULL WHERE ino = 5", "inode-fields"),
-    ("UPDATE inode SET size = 3 WHERE ino = 5", "inode-fields"),
-    ("UPDATE inode_past SET size = -1", "inode-fields"),
-    ("DELETE FROM inode WHERE ino = 1", "root-missing"),
+     "directory-names", "/sub (inode 3)"),
+    ("UPDATE dentry SET parent = 7 WHERE ino = 2", "directory-unreachable", "dir"),
+    ("UPDATE inode SET mode = mode & 511 WHERE ino = 4", "inode-fields", "/dir/file"),
+    ("UPDATE inode SET target = NULL WHERE ino = 5", "inode-fields", "/sym"),
+    ("UPDATE inode SET size = 3 WHERE ino = 5", "inode-fields", "/sym"),
+    ("UPDATE inode_past SET size = -1 WHERE ino = 6", "inode-fields", "/gone"),
+    ("DELETE FROM inode WHERE ino = 1", "root-missing", "/"),
     *(
-        (f"UPDATE {table}_past SET {change}", f"{table}-interval")
-        for table in ("inode", "dentry", "extent", "xattr")
+        (f"UPDATE {table}_past SET {change}", f"{table}-interval", name)
+        for table, name in (("inode", "/dir/file"), ("dentry", "/gone"), ("extent", "/dir/file"),
+                            ("xattr", "/dir/file"))
         for change in ("from_seq = to_seq", "to_seq = to_seq + 1000", "from_seq = 0")
     ),
     *(
-        (f"UPDATE {table} SET from_seq = 1000", f"{table}-unlogged")
-        for table in ("inode", "dentry", "extent", "xattr")
+        (f"UPDATE {table} SET from_seq = 1000", f"{table}-unlogged", name)
+        for table, name in (("inode", "/sym"), ("dentry", "/sym"), ("extent", "/dir/file"),
+                            ("xattr", "/dir/file"))
     ),
-    ("UPDATE inode SET from_seq = 4 WHERE ino = 4", "inode-overlap"),
-    ("UPDATE inode_past SET from_seq = 1 WHERE ino = 4", "inode-overlap"),
-    ("UPDATE extent SET from_seq = 1", "extent-overlap"),
-    ("UPDATE xattr SET from_seq = 1", "xattr-overlap"),
+    ("UPDATE inode SET from_seq = 4 WHERE ino = 4", "inode-overlap", "/dir/file"),
+    ("UPDATE inode_past SET from_seq = 1 WHERE ino = 4", "inode-overlap", "/dir/file"),
+    ("UPDATE extent SET from_seq = 1", "extent-overlap", "/dir/file"),
+    ("UPDATE xattr SET from_seq = 1", "xattr-overlap", "/dir/file"),
     ("INSERT INTO dentry_past SELECT parent, hash, name, ino, kind, 1, from_seq + 1 FROM dentry"
-     " WHERE ino = 4 LIMIT 1", "dentry-overlap"),
-    ("DELETE FROM inode_past WHERE ino = 6", "dentry-past-dangling"),
-    ("UPDATE oplog SET kind = 'mkdir' WHERE seq = 5", "log-chain"),
-    ("DELETE FROM oplog WHERE seq = 9", "log-chain"),
-    ("UPDATE snapshot SET seq = 1000", "snapshot-reference"),
-    ("INSERT INTO reversal VALUES (1000, 2)", "reversal-reference"),
-    ("INSERT INTO touched VALUES (1000, 4, 0, x'')", "touched-reference"),
-    ("UPDATE extent SET length = 0 WHERE ino = 4", "extent-fields"),
-    ("UPDATE extent SET chunk_offset = -1 WHERE ino = 4", "extent-fields"),
-    ("UPDATE extent_past SET digest = x'00'", "extent-fields"),
-    ("UPDATE extent SET ino = 2 WHERE ino = 4", "extent-fields"),
-    ("UPDATE extent SET ino = 99 WHERE ino = 4", "extent-fields"),
+     " WHERE ino = 4 LIMIT 1", "dentry-overlap", "/dir/"),
+    ("DELETE FROM inode_past WHERE ino = 6", "dentry-past-dangling", "/gone"),
+    ("DELETE FROM inode_past WHERE ino = 4 AND to_seq ="
+     " (SELECT max(to_seq) FROM inode_past WHERE ino = 4)", "inode-gap", "/dir/file"),
+    ("UPDATE inode SET from_seq = from_seq + 1 WHERE ino = 5", "inode-gap", "/sym"),
+    ("DELETE FROM child_change WHERE parent = 2", "child-change", "/dir/"),
+    ("INSERT INTO child_change VALUES (2, 1000, NULL)", "child_change-reference", "child_change 2"),
+    ("UPDATE oplog SET kind = 'mkdir' WHERE seq = 5", "log-chain", "op-5"),
+    ("UPDATE oplog SET details = '{}' WHERE seq = 6", "log-chain", "op-6"),
+    ("UPDATE actor SET agent = 'bob'", "log-chain", "op-1"),
+    ("DELETE FROM oplog WHERE seq = 9", "log-chain", "op-9"),
+    ("DELETE FROM oplog WHERE seq IN (8, 9)", "log-gap", "op-8 to op-9"),
+    ("UPDATE oplog SET actor = 77 WHERE seq = 9", "log-actor", "op-9"),
+    ("DELETE FROM oplog WHERE seq > 15", "dentry-unlogged", "/dir/sub/empty"),
+    ("UPDATE snapshot SET seq = 1000", "snapshot-reference", "snapshot kept"),
+    ("INSERT INTO reversal VALUES (1000, 2)", "reversal-reference", "reversal 1000"),
+    ("INSERT INTO touched VALUES (1000, 4, 0, x'')", "touched-reference", "touched 4"),
+    ("INSERT INTO kept VALUES (1000, 0, 0)", "kept-reference", "kept 1000"),
+    ("INSERT INTO expired VALUES (4, 1000)", "expired-reference", "expired 4"),
+    ("INSERT INTO expired VALUES (99999, 1)", "expired-orphan", "expired 99999"),
+    ("INSERT INTO pack_seen VALUES (1, 'nobody')", "pack_seen-orphan", "pack_seen 1"),
+    ("INSERT INTO store VALUES ('pruned_to', 17)", "snapshot-kept", "snapshot kept"),
+    ("UPDATE extent SET length = 0 WHERE ino = 4", "extent-fields", "/dir/file"),
+    ("UPDATE extent SET chunk_offset = -1 WHERE ino = 4", "extent-fields", "/dir/file"),
+    ("UPDATE extent_past SET digest = x'00'", "extent-fields", "/dir/file"),
+    ("UPDATE extent SET ino = 2 WHERE ino = 4", "extent-fields", "/dir "),
+    ("UPDATE extent SET ino = 99 WHERE ino = 4", "extent-fields", "inode 99"),
     ("INSERT INTO extent SELECT ino, start + 1, 5, digest, 0, from_seq FROM extent WHERE ino = 4",
-     "extent-range-overlap"),
+     "extent-range-overlap", "/dir/file"),
     ("INSERT INTO extent_past SELECT ino, start + 1, 5, digest, 0, from_seq, to_seq"
-     " FROM extent_past WHERE ino = 4", "extent-past-range-overlap"),
-    ("UPDATE inode SET size = 3999 WHERE ino = 4", "extent-size"),
-    ("UPDATE extent SET chunk_offset = 1 WHERE ino = 4", "extent-chunk"),
-    ("DELETE FROM chunk WHERE digest IN (SELECT digest FROM extent)", "extent-chunk"),
-    ("DELETE FROM chunk WHERE digest IN (SELECT digest FROM extent_past)", "extent-chunk"),
-    ("UPDATE inode SET content_seq = 1000 WHERE ino = 4", "content-unlogged"),
-    ("UPDATE inode_past SET content_seq = 1000 WHERE ino = 6", "content-unlogged"),
-    ("UPDATE xattr SET ino = 99", "xattr-orphan"),
-    ("UPDATE chunk SET pack = 99", "chunk-record"),
-    ("UPDATE chunk SET offset = offset + 1", "chunk-record"),
-    ("UPDATE chunk SET offset = 0", "chunk-record"),
-    ("UPDATE chunk SET codec = 77", "chunk-record"),
-    ("UPDATE chunk SET length = length + 1", "chunk-record"),
-    ("UPDATE chunk SET stored_length = stored_length + 1", "chunk-record"),
-    ("UPDATE chunk SET stored_length = 100000000", "chunk-record"),
-    ("UPDATE chunk SET stored_length = 1000000", "pack-short"),
-    ("UPDATE pack SET name = '00112233445566778899aabbccddeeff'", "pack-missing"),
-    ("DELETE FROM pack", "pack-unknown"),
-    ("UPDATE store SET value = 3 WHERE key = 'next_ino'", "store"),
-    ("DELETE FROM store WHERE key = 'tenant_id'", "store"),
-    ("DROP VIEW operations", "view"),
-    ("DROP TABLE content_hash", "view"),
+     " FROM extent_past WHERE ino = 4", "extent-past-range-overlap", "/dir/file"),
+    ("UPDATE inode SET size = 3999 WHERE ino = 4", "extent-size", "/dir/file"),
+    ("UPDATE inode SET size = 4001 WHERE ino = 4", "content-size", "/dir/file"),
+    ("UPDATE inode_past SET size = 5 WHERE ino = 6", "content-size", "/gone"),
+    ("UPDATE extent SET chunk_offset = 1 WHERE ino = 4", "extent-chunk", "/dir/file"),
+    ("UPDATE extent SET chunk_offset = 1, length = 3999 WHERE ino = 4",
+     "content-changed", "/dir/file"),
+    ("UPDATE extent SET digest = (SELECT digest FROM extent_past WHERE ino = 4 LIMIT 1)"
+     " WHERE ino = 4", "content-changed", "/dir/file"),
+    ("DELETE FROM chunk WHERE digest IN (SELECT digest FROM extent)", "content-lost", "/dir/file"),
+    ("DELETE FROM chunk WHERE digest IN (SELECT digest FROM extent_past)",
+     "content-lost-past", "/dir/file"),
+    ("DELETE FROM chunk", "content-lost-past", "/gone"),
+    ("UPDATE inode SET content_seq = 1000 WHERE ino = 4", "content-unlogged", "/dir/file"),
+    ("UPDATE inode_past SET content_seq = 1000 WHERE ino = 6", "content-unlogged", "/gone"),
+    ("INSERT INTO content_hash VALUES (4, 1, zeroblob(32))", "content-hash", "/dir/file"),
+    ("UPDATE xattr SET ino = 99", "xattr-orphan", "user.a"),
+    ("UPDATE chunk SET pack = 99", "chunk-record", "pack None"),
+    ("UPDATE chunk SET pack = 99", "content-lost", "/dir/file"),
+    ("UPDATE chunk SET offset = offset + 1", "chunk-record", "pack"),
+    ("UPDATE chunk SET offset = 0", "chunk-record", "pack"),
+    ("UPDATE chunk SET codec = 77", "chunk-record", "pack"),
+    ("UPDATE chunk SET length = length + 1", "chunk-record", "pack"),
+    ("UPDATE chunk SET stored_length = stored_length + 1", "content-lost", "/dir/file"),
+    ("UPDATE chunk SET stored_length = 100000000", "chunk-record", "pack"),
+    ("UPDATE chunk SET stored_length = 1000000", "pack-short", "pack"),
+    ("UPDATE pack SET name = '00112233445566778899aabbccddeeff'", "pack-missing",
+     "00112233445566778899aabbccddeeff"),
+    ("DELETE FROM pack", "pack-unknown", "pack"),
+    ("UPDATE store SET value = 3 WHERE key = 'next_ino'", "store", "store"),
+    ("DELETE FROM store WHERE key = 'tenant_id'", "store", "store"),
+    ("INSERT INTO store VALUES ('pruned_to', 1000)", "store", "store"),
+    ("DROP VIEW operations", "schema", "view operations"),
+    ("DROP INDEX oplog_path", "schema", "index oplog_path"),
+    ("DROP TABLE content_hash", "view", "view file_metadata"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("sql", "code"), BROKEN, ids=[sql[:70] for sql, _ in BROKEN])
-async def test_a_broken_row_is_found(world: World, sql: str, code: str) -> None:
+@pytest.mark.parametrize(
+    ("sql", "code", "name"), BROKEN, ids=[f"{sql[:70]} {code}" for sql, code, _ in BROKEN]
+)
+async def test_a_broken_row_is_found(world: World, sql: str, code: str, name: str) -> None:
     assert world.edit(sql) > 0 or sql.startswith("DROP")
     found = check(world.store)
     assert code in {problem.code for problem in found}, found
+    assert any(name in problem.where for problem in found if problem.code == code), found
     for problem in found:
         assert problem.where
         assert problem.message
@@ -175,7 +212,7 @@ def pack_file(world: World) -> FilePath:
 async def test_a_missing_pack_is_found(world: World) -> None:
     world.store.chunks.close()
     pack_file(world).unlink()
-    assert codes(world) == {"pack-missing"}
+    assert codes(world) == {"pack-missing", "content-lost", "content-lost-past"}
 
 
 async def test_a_pack_that_was_cut_is_found(world: World) -> None:
@@ -200,7 +237,8 @@ async def test_a_flipped_bit_in_a_chunk_is_found_by_a_deep_check(world: World) -
         file.seek(offset + length - 1)
         file.write(bytes([byte ^ 1]))
     assert codes(world) == set()
-    assert codes(world, deep=True) == {"chunk-content"}
+    assert "chunk-content" in codes(world, deep=True)
+    assert codes(world, deep=True) & {"content-lost", "content-lost-past"}
 
 
 async def test_a_pack_that_nobody_registered_is_found(world: World) -> None:
@@ -227,7 +265,7 @@ async def test_damage_below_the_rows_is_found(world: World) -> None:
 
 
 async def test_much_of_the_same_is_cut_short(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fsck, "PROBLEMS_MAX", 3)
+    monkeypatch.setattr(problems, "PROBLEMS_MAX", 3)
     world.edit("UPDATE dentry SET hash = hash + 1")
     found = [p for p in check(world.store) if p.code == "dentry-name"]
     assert len(found) == 4

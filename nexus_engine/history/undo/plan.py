@@ -268,7 +268,12 @@ class _Planning:
     def _subject(self, paths: Paths, unit: Unit) -> tuple[Path, Ino]:
         """Return what to call the thing that a unit is about."""
         operation = self._operations[unit.seq]
-        if operation.ino in unit.inos and operation.kind not in ("undo", "restore", "recover"):
+        if operation.ino in unit.inos and operation.kind not in (
+            "undo",
+            "restore",
+            "recover",
+            "repair",
+        ):
             return operation.path2 or operation.path, operation.ino
         return paths.now(unit.keys[0]), min(unit.inos)
 
@@ -286,7 +291,9 @@ class _Planning:
         forced = self._names.expansions - standing
         kinds = {o.seq: o.kind for o in self._queries.operations(sorted(forced))}
         # Of an undo, names are only a part.
-        forced = {seq for seq in forced if kinds[seq] not in ("undo", "restore", "recover")}
+        forced = {
+            seq for seq in forced if kinds[seq] not in ("undo", "restore", "recover", "repair")
+        }
         return sorted((self._operations.keys() - remaining) | forced)
 
 

@@ -1,0 +1,100 @@
+"""What a program asked for where a request does not say: while it waits, /proc shows its call.
+
+- The mode from before the umask. The kernel applies the umask before a FUSE server sees the mode,
+  unless asked not to, and pyfuse3 does not ask. In a directory with a default ACL the umask has no
+  say (umask(2)).
+- Whether a time means "now". The kernel fills in its clock of the last tick, up to 10 ms behind
+  ours: a file touched at once would be older than when it was made. pyfuse3 does not pass on that
+  it was the kernel who did.
+
+Whatever cannot be known leaves the request as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import struct
+
+from nexus_engine.fs.attributes import NewAttributes
+
+_MACHINE = platform.machine()
+# Number of each system call that makes files and takes a mode → which argument that is.
+# Source: syscalls(2) and the kernel's syscall tables.
+_MODE_ARGUMENT = {
+    "x86_64": {2: 2, 83: 1, 85: 1, 133: 1, 257: 3, 258: 2, 259: 2},
+    "aarch64": {33: 2, 34: 2, 56: 3},
+}.get(_MACHINE, {})
+# Likewise of those that take a pointer to times, or NULL for now.
+_TIMES_ARGUMENT = {
+    "x86_64": {132: 1, 235: 1, 261: 2, 280: 2},
+    "aarch64": {88: 2},
+}.get(_MACHINE, {})
+_UTIMENSAT = {"x86_64": 280, "aarch64": 88}.get(_MACHINE)
+_UTIME_NOW = (1 << 30) - 1
+_RECENT_NS = 10**9
+_SYSCALL_BYTES = 512
+_TIMES = struct.Struct("qqqq")
+
+
+def mode_before_umask(tid: int, mode: int, umask: int) -> int:
+    """Return permission bits as a program asked for them.
+
+    Args:
+        tid: The thread that waits for us.
+        mode: As the kernel sent it.
+        umask: Of the caller.
+
+    Returns:
+        ``mode`` itself where nothing better is to be known: bits that nobody surely asked for
+        are not given.
+    """
+    if not umask:
+        return mode
+    try:
+        number, arguments = _system_call(tid)
+        asked = arguments[_MODE_ARGUMENT[number]] & 0o7777
+    except (OSError, ValueError, KeyError, IndexError):
+        return mode
+    return asked if asked & ~umask & 0o777 == mode & 0o777 else mode
+
+
+def with_times_of_now(tid: int, new: NewAttributes, now_ns: int) -> NewAttributes:
+    """Put the time that it is into those that are the kernel's word for "now".
+
+    Source: utimensat(2).
+    """
+    times = [time_ns for time_ns in (new.atime_ns, new.mtime_ns) if time_ns is not None]
+    if not any(0 <= now_ns - time_ns < _RECENT_NS for time_ns in times):
+        return new
+    try:
+        atime_is_now, mtime_is_now = _asked_for_now(tid)
+    except (OSError, ValueError, KeyError, IndexError, OverflowError, struct.error):
+        return new
+    if atime_is_now and new.atime_ns is not None:
+        new = new._replace(atime_ns=now_ns)
+    if mtime_is_now and new.mtime_ns is not None:
+        new = new._replace(mtime_ns=now_ns)
+    return new
+
+
+def _asked_for_now(tid: int) -> tuple[bool, bool]:
+    number, arguments = _system_call(tid)
+    address = arguments[_TIMES_ARGUMENT[number]]
+    if not address:
+        return True, True
+    if number != _UTIMENSAT:
+        return False, False
+    with open(f"/proc/{tid}/mem", "rb", buffering=0) as memory:  # noqa: PTH123
+        _, atime, _, mtime = _TIMES.unpack(os.pread(memory.fileno(), _TIMES.size, address))
+    return atime == _UTIME_NOW, mtime == _UTIME_NOW
+
+
+def _system_call(tid: int) -> tuple[int, list[int]]:
+    """Return number and arguments of the system call that a thread is in.
+
+    Source: proc_pid_syscall(5).
+    """
+    with open(f"/proc/{tid}/syscall", "rb", buffering=0) as file:  # noqa: PTH123
+        number, *arguments = file.read(_SYSCALL_BYTES).split()
+    return int(number), [int(argument, 16) for argument in arguments]
