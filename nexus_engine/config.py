@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,6 +14,9 @@ from nexus_engine.times import parse_age
 
 CONFIG_NAME = "store.yaml"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+_SIZES = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB|%)")
 
 
 class Thinning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,15 +33,21 @@ class Thinning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ClassRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Files and directories of which less is kept, with all that is in them."""
 
-    keep: str
-    """Every operation up to this age, and nothing older."""
+    keep: str | None = None
+    """Every version up to this age, and nothing older."""
     names: list[str] = []
-    """Patterns (fnmatch) of their names."""
+    """Patterns (GLOB) of their names."""
     paths: list[str] = []
     """Absolute, within the store."""
+    max_versions: int | None = None
+    """So many contents of each file, the present one included."""
 
     def __post_init__(self) -> None:
-        seconds(self.keep)
+        if self.keep is not None:
+            seconds(self.keep)
+        _require_count(self.max_versions)
+        if self.keep is None and self.max_versions is None:
+            raise ValueError("a class says what to keep: keep, max_versions or both")
         if any(not path.startswith("/") for path in self.paths):
             raise ValueError("the paths of a class begin with a slash")
 
@@ -49,7 +59,15 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every operation up to this age."""
     thin: list[Thinning] = []
     """What is kept of older ones, by rising age; beyond the last, nothing."""
+    max_history: str | None = None
+    """Bytes ("20GiB") or share of the disk ("30%") that content may take which only the past has.
+    What ``keep_all`` and snapshots keep stays all the same."""
+    max_versions: int | None = None
+    """So many contents of each file, the present one included; besides those of ``keep_all``."""
     classes: list[ClassRule] = []
+    """Where several hold something, the first one counts."""
+    keep_log: str | None = None
+    """Records of the log up to this age; without it, all of them."""
     interval: str = "1h"
     """How often a daemon prunes."""
     make_room: bool = False
@@ -59,6 +77,11 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ages = [seconds(self.keep_all), *(seconds(tier.until) for tier in self.thin)]
         if ages != sorted(set(ages)):
             raise ValueError("the ages of thin must rise, from keep_all on")
+        if self.keep_log is not None and seconds(self.keep_log) < seconds(self.keep_all):
+            raise ValueError("keep_log is at least keep_all: nothing is undone without its record")
+        if self.max_history is not None:
+            bytes_of(self.max_history, 0)
+        _require_count(self.max_versions)
         seconds(self.interval)
 
 
@@ -89,6 +112,20 @@ def seconds(age: str) -> int:
     if value is None:
         raise ValueError(f"{age!r} is no age such as 90s, 2h, 3d or 1w")
     return value
+
+
+def bytes_of(limit: str, disk_bytes: int) -> int:
+    """Return a limit such as ``500MiB`` or ``30%`` in bytes."""
+    match = _LIMIT.fullmatch(limit)
+    if match is None:
+        raise ValueError(f"{limit!r} is no size such as 500MiB, 20GiB or 30%")
+    number = float(match[1])
+    return int(disk_bytes * number / 100 if match[2] == "%" else number * _SIZES[match[2]])
+
+
+def _require_count(count: int | None) -> None:
+    if count is not None and count < 1:
+        raise ValueError("max_versions is at least 1")
 
 
 class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

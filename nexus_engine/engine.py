@@ -30,7 +30,7 @@ from nexus_engine.fs.content import Content, read_extents
 from nexus_engine.fs.files import Handle
 from nexus_engine.history.moments import require_whole
 from nexus_engine.history.versions import require_still_there
-from nexus_engine.meta import gc_queries
+from nexus_engine.meta import gc_queries, log_pruning_queries
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import AsOfReader, Listed, View
 from nexus_engine.oplog.tail import Stale, Tail
@@ -67,6 +67,7 @@ class Engine:
 
     def __init__(self, store: Store, *, noatime: bool = False) -> None:
         self.store = store
+        store.announce_writing()
         self.reader = store.reader
         self.content = Content(store, noatime=noatime)
         self.tail = Tail(store.database)
@@ -448,7 +449,10 @@ class Engine:
             finally:
                 peer.leave()  # what it committed is done, whether or not it is on the disk yet
 
-        return await anyio.to_thread.run_sync(run)
+        try:
+            return await anyio.to_thread.run_sync(run)
+        finally:
+            self.store.objects.forget_deleted()  # or what gc gave back would not be free yet
 
     # -- others, and upkeep --
 
@@ -537,6 +541,7 @@ class Engine:
         limit_ns = int(self.store.config.session_limit_s * 1e9)
         try:
             await self.content.seal_all(older_than_ns=self.store.clock.time_ns() - limit_ns)
+            self.content.hold_unlinked()
             self.content.drop_unlinked()
             self.content.write_access_times()
         finally:
@@ -568,7 +573,8 @@ class Engine:
         """Answer gc, which wants to know that nobody begins to rely on a pack that goes."""
         connection = self.store.database.connection
         packs = gc_queries.unseen_packs(connection, self.store.owner)
-        if self.store.chunks.finish({name for _, name in packs}):
+        closing = log_pruning_queries.closing_packs(connection, self.store.owner)
+        if self.store.chunks.finish({name for _, name in packs}.union(closing)):
             return  # first these must be sealed; the next round sees to that
         if packs:
             await self.content.leave_packs([name for _, name in packs])
@@ -613,12 +619,14 @@ class Engine:
 
 def _prune(policy: Retention, dead_share: float, store: Store) -> None:
     actor = Actor(store.path.stat().st_uid, 0, os.getpid(), command="retention")
-    dropped = prune(store, policy, actor)
+    done = prune(store, policy, actor)
     collected = gc.collect(store, dead_share=dead_share)
     log.info(
-        "pruned %d rows; gave back %d bytes in %d packs",
-        dropped, collected.freed_bytes, collected.packs,
+        "pruned %d rows and %d records; gave back %d bytes in %d packs",
+        done.rows, done.records, collected.freed_bytes, collected.packs,
     )  # fmt: skip
+    if done.excess_bytes:
+        log.info("history is %d bytes above max_history", done.excess_bytes)
 
 
 def _scrub_if_due(policy: Scrub, stop: threading.Event, store: Store) -> None:

@@ -19,6 +19,7 @@ from nexus_engine.backends.files import translate
 
 _SUFFIX = ".lock"
 _SEQ_DIGITS = 20
+_WRITING = b"w"
 LISTENER = ".listener"
 """What the name of an owner's socket ends in."""
 _EXITING = 0x4  # PF_EXITING, proc_pid_stat(5) field 9
@@ -45,6 +46,10 @@ class OwnerLock:
         except OSError as error:
             if error.errno != errno.ENOSPC:  # so full that nothing can be overwritten
                 raise translate(error, f"write {self._path}") from error
+
+    def note_writing(self) -> None:
+        """Leave word that this owner stores content, and answers gc."""
+        os.pwrite(self._fd, _WRITING, _SEQ_DIGITS)
 
     def synced(self) -> int:
         """Return what this owner noted last; 0 if nothing."""
@@ -93,6 +98,28 @@ def _claim(peers: Path) -> OwnerLock:
 def owners(peers: Path) -> list[str]:
     """Return every owner that did not take leave."""
     return [path.name.removesuffix(_SUFFIX) for path in peers.glob(f"*{_SUFFIX}")]
+
+
+def writers(peers: Path) -> list[str]:
+    """Return every owner that stores content, or did before it died."""
+    found = []
+    for owner in owners(peers):
+        try:
+            text = (peers / f"{owner}{_SUFFIX}").read_bytes()
+        except FileNotFoundError:
+            continue  # it has just taken leave
+        if text[_SEQ_DIGITS:] == _WRITING:
+            found.append(owner)
+    return found
+
+
+def describe(owner: str) -> str:
+    """Return a process for people: its number, and what it is called."""
+    pid = owner.split("-")[0]
+    try:
+        return f"process {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+    except OSError:
+        return f"process {pid}"
 
 
 def take_over(peers: Path, owner: str) -> OwnerLock | None:

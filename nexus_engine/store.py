@@ -209,6 +209,10 @@ class Store:
                 if not self.reserve.spend():
                     raise
 
+    def announce_writing(self) -> None:
+        """Say that this process stores content from now on: gc then waits for its answers."""
+        self._lock.note_writing()
+
     def locate(self, digest: Digest) -> tuple[Any, ...] | None:
         """Return where a chunk is that the index does not know yet."""
         return self.chunks.pending(digest)
@@ -288,6 +292,7 @@ class Store:
             self.abandon()
 
     def _close_database(self) -> None:
+        self.objects.close()
         for connection in self._reader_connections:
             connection.close()
         self.database.close()

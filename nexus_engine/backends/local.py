@@ -104,9 +104,15 @@ class LocalObjectStore:
         self._drop(key)
         try:
             path.unlink()
+            sync_directory(path.parent)
         except OSError as error:
             if error.errno not in _GONE:
                 raise translate(error, f"delete {key}") from error
+
+    def close(self) -> None:
+        """Let go of everything that is open, whoever still refers to this."""
+        with self._lock:
+            self._open.clear()
 
     def forget_deleted(self) -> None:
         """Close objects that another process deleted: until then their blocks are not free."""

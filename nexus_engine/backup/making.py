@@ -177,10 +177,10 @@ class _Making:
         head, head_hash = backup_queries.head_record(copy)
         previous = self._before.manifests[-1] if self._before.manifests else None
         diverged = None
-        if previous is not None:
-            found = backup_queries.find_hash(copy, previous.head)
-            if found is None or found.hex() != previous.head_hash:
-                diverged = previous.generation
+        if previous is not None and not backup_queries.continues(
+            copy, previous.head, previous.head_hash
+        ):
+            diverged = previous.generation
         files = files_of_chunks(copy, packs.damaged_chunks())
         version = backup_queries.version(copy)
         copy.close()

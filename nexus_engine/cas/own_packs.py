@@ -161,6 +161,7 @@ class OwnPacks:
             with self._lock:
                 self._sealed[writer.pack] = info
                 del self._writers[writer.pack]
+            writer.close()
 
     def _unsealed(self) -> list[PackWriter]:
         """Return the writers, oldest first."""

@@ -52,6 +52,7 @@ class PackWriter:
         self._sync_lock = threading.Lock()
         self._torn = False
         self._unsure = False
+        self._closed = False
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
@@ -103,13 +104,13 @@ class PackWriter:
 
     def read(self, offset: int, length: int) -> View:
         try:
-            return self._file.read(offset, length)
+            return self._open().read(offset, length)
         except OSError as error:
             raise translate(error, f"read {self.path}") from error
 
     def read_resident(self, offset: int, length: int) -> View | None:
         try:
-            return self._file.read_resident(offset, length)
+            return self._open().read_resident(offset, length)
         except OSError as error:
             raise translate(error, f"read {self.path}") from error
 
@@ -139,6 +140,20 @@ class PackWriter:
             except OSError as error:
                 raise translate(error, f"truncate {self.path}") from error
         self.sync()
+
+    def close(self) -> None:
+        """Let go of the file, which is sealed and registered.
+
+        Whoever still refers to the writer (the traceback of an error, say) would keep the blocks
+        of a pack that gc removes.
+        """
+        self._closed = True
+        self._file = OpenFile(os.open(os.devnull, os.O_RDONLY))
+
+    def _open(self) -> OpenFile:
+        if not self._closed:
+            return self._file
+        return OpenFile(os.open(self.path, os.O_RDONLY))  # a reader that came just before
 
     def remove(self) -> None:
         """Remove the file; for a pack that nothing was appended to."""

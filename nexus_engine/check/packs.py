@@ -43,7 +43,7 @@ def packs_are_there(store: Store) -> Iterator[Problem]:
             size = objects.size(pack_key(name))
             found = parse_pack_header(objects.read(pack_key(name), 0, PACK_HEADER_SIZE))
         except errors.ObjectNotFound:
-            if end:
+            if end and not _was_emptied(store, name):
                 yield Problem("pack-missing", f"pack {name}", f"the file is gone; {_LOST}")
             continue
         except errors.CorruptChunk as error:
@@ -55,6 +55,16 @@ def packs_are_there(store: Store) -> Iterator[Problem]:
         if size < end:
             message = f"is {size} bytes long, its chunks need {end}; {_LOST}"
             yield Problem("pack-short", f"pack {name}", message)
+
+
+def _was_emptied(store: Store, name: str) -> bool:
+    """Tell whether gc moved what was in a pack since the view was taken that the check reads."""
+    connection = Connection(store.database.connection.path)
+    try:
+        packs = check_content_queries.iter_packs(connection)
+        return all(not end for found, _, end in packs if found == name)
+    finally:
+        connection.close()
 
 
 def packs_are_known(store: Store) -> Iterator[Problem]:

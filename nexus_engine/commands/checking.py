@@ -20,6 +20,7 @@ def verify_log(work: Work, args: NoArguments) -> Reply:
     )
     return {
         "records": report.records,
+        "pruned": report.pruned,
         "head_hash": report.head_hash.hex(),
         "first_broken_seq": report.first_broken_seq,
         "problems": []

@@ -14,7 +14,7 @@ from nexus_engine.commands.arguments import (
     to_text,
 )
 from nexus_engine.commands.walking import require_keeper
-from nexus_engine.config import CONFIG_NAME, Retention
+from nexus_engine.config import CONFIG_NAME
 from nexus_engine.retention import gc
 from nexus_engine.retention import prune as pruning
 from nexus_engine.retention import purge as purging
@@ -30,21 +30,16 @@ def prune(work: Work, args: PruneArguments) -> Reply:
             f"{work.store.path / CONFIG_NAME} has no retention: everything is kept for ever"
         )
     if args.dry_run:
-        return _foresee(work, policy)
-    dropped = pruning.prune(work.store, policy, work.actor, partial(work.progress, "Dropping rows"))
-    return {"rows": dropped, **collect(work, NoArguments())}
-
-
-def _foresee(work: Work, policy: Retention) -> Reply:
-    planned = pruning.plan(work.store, policy)
-    rows, freed = pruning.foresee(work.store, planned)
-    return {
-        "dry_run": True,
-        "whole_from": planned.kept.pruned_to,
-        "moments": len({*planned.kept.moments, *planned.pinned}),
-        "rows": rows,
-        "freed_bytes": freed,
-    }
+        planned, foreseen = pruning.foresee(work.store, policy)
+        return {
+            "dry_run": True,
+            "whole_from": planned.kept.pruned_to,
+            "moments": len(planned.moments),
+            "excess_bytes": planned.excess_bytes,
+            **foreseen._asdict(),
+        }
+    done = pruning.prune(work.store, policy, work.actor, partial(work.progress, "Dropping rows"))
+    return {**done._asdict(), **collect(work, NoArguments())}
 
 
 def purge(work: Work, args: PurgeArguments) -> Reply:

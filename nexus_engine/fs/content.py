@@ -98,6 +98,19 @@ class Content:
                     self._store.database.drop_unlinked(file.ino)
                     self.unlinked.discard(file.ino)
 
+    def hold_unlinked(self) -> None:
+        """Have a row for each open file without a name: pruning leaves alone what it held.
+
+        Where another process took the last name, or closed the file earlier than we do, there is
+        none.
+
+        Raises:
+            StoreBusy: Another process is writing.
+        """
+        for ino in self.unlinked & self._files.keys():
+            if self._reader.find_inode(ino) is None:
+                self._store.database.adopt_unlinked(ino)
+
     def drop_unlinked(self) -> None:
         """Drop the rows of unlinked inodes that are no longer open."""
         for ino in [ino for ino in self.unlinked if ino not in self._files]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from nexus_engine import errors
 from nexus_engine.history.versions import read_content
-from nexus_engine.meta import history_queries
+from nexus_engine.meta import history_queries, log_pruning_queries
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import PATH_DEPTH_MAX, AsOfReader, Listed, resolve
 from nexus_engine.store import Store
@@ -152,6 +152,8 @@ class _Comparison:
         if abs(self._after.seq - self._before.seq) > SPAN_MAX:
             return None
         first, last = sorted((self._before.seq, self._after.seq))
+        if first < log_pruning_queries.log_pruned(self._connection)[0]:
+            return None
         dirty: set[Ino] = set()
         for view in (self._before, self._after):
             above: set[Ino] = set()

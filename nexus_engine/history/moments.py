@@ -11,7 +11,12 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import NamedTuple
 
 from nexus_engine import errors
-from nexus_engine.meta import history_queries, log_queries, retention_queries
+from nexus_engine.meta import (
+    history_queries,
+    log_pruning_queries,
+    log_queries,
+    retention_queries,
+)
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.log_queries import LogQuery
@@ -164,18 +169,18 @@ def _resolve_operation(database: Database, text: str, number: int, *, before: bo
     head = database.reader.head()
     if not 1 <= number <= head:
         raise errors.InvalidMoment(f"there is no op-{number}; the last one is op-{head}")
-    first = log_queries.first_record(database.connection)
     wanted = number - 1 if before else number
-    if first is None or wanted < first[0]:
+    if wanted < 1:
         raise _too_early(database, f"before-op-{number}" if before else f"op-{number}")
     return require_whole(database, Seq(wanted), text)
 
 
 def _resolve_time(database: Database, text: str, time_ns: int) -> Seq:
     seq = log_queries.find_seq_at(database.connection, time_ns)
-    if seq is None:
+    pruned, _ = log_pruning_queries.log_pruned(database.connection)
+    if seq is None and not pruned:
         raise _too_early(database, text)
-    kept = retention_queries.nearest_kept(database.connection, seq)
+    kept = None if seq is None else retention_queries.nearest_kept(database.connection, seq)
     if kept is None:
         raise errors.HistoryExpired(f"{_show(text)}: nothing is kept of so long ago")
     return kept

@@ -13,8 +13,11 @@ from nexus_engine.oplog.reader import LogQuery, entries, get_entry, is_undone
 from nexus_engine.records import Record, parse_details
 from nexus_engine.types import ROOT_INO, Path, Seq
 
-_NO_CHANGE = frozenset(("snapshot", "drop-snapshot", "recover", "repair", "quota"))
-"""Kinds that change nothing of the tree, or that put right what a crash or decay had made of it."""
+_NO_CHANGE = frozenset(
+    ("snapshot", "drop-snapshot", "recover", "repair", "quota", "prune", "purge")
+)
+"""Kinds that change nothing of the tree, or that put right what a crash or decay had made of it;
+and what is done for good."""
 
 
 class Selector(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -17,7 +17,7 @@ _EMPTY = Digest(hashlib.sha256(b"").digest())
 
 
 class Version(NamedTuple):
-    """One content of a file. Its bytes are those of ``ino`` in ``database.as_of(seq)``."""
+    """One content of a file. Its bytes are those of ``ino`` in ``database.as_of(moment)``."""
 
     seq: Seq
     """The operation that made it."""
@@ -26,9 +26,11 @@ class Version(NamedTuple):
     size: int
     actor: Actor
     kind: str
-    """Of the operation: write, create, setattr, undo, restore."""
+    """Of the operation: write, create, setattr, undo, restore; "" if the log has it no more."""
     digest: Digest | None
     """SHA-256 of the whole content, where it is known without reading it."""
+    moment: Seq
+    """When the file had it, and it can be read: the operation's own, or a later one."""
 
 
 def versions(database: Database, parent: Ino, name: Name) -> list[Version]:
@@ -45,7 +47,8 @@ def versions(database: Database, parent: Ino, name: Name) -> list[Version]:
             size=row.size,
             actor=Actor(*row.actor),
             kind=row.kind,
-            digest=row.sha256 or _find_digest(database, ino, row.seq, row.size),
+            digest=row.sha256 or _find_digest(database, ino, row.moment, row.size),
+            moment=row.moment,
         )
         for ino in history_queries.inodes_of_name(database.connection, parent, name)
         for row in history_queries.list_contents(database.connection, ino)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import apsw
 
 from nexus_engine import errors
-from nexus_engine.meta import schema
+from nexus_engine.meta import log_pruning_queries, schema
 from nexus_engine.meta.connection import Connection
 from nexus_engine.types import Digest, Ino, Seq
 
@@ -53,10 +53,16 @@ def head_record(connection: Connection) -> tuple[Seq, bytes]:
     return Seq(row[0]), row[1]
 
 
-def find_hash(connection: Connection, seq: int) -> bytes | None:
-    """Return the hash of a record."""
-    row = connection.one("SELECT hash FROM oplog WHERE seq = ?", (seq,))
-    return None if row is None else row[0]
+def continues(connection: Connection, seq: int, record_hash: str) -> bool:
+    """Tell whether a log goes on from a record, given by its hash in hex.
+
+    A record that retention took out of the log cannot be held against it.
+    """
+    pruned, pruned_hash = log_pruning_queries.log_pruned(connection)
+    if seq <= pruned:
+        return seq < pruned or record_hash == pruned_hash.hex()
+    found = log_pruning_queries.find_hash(connection, Seq(seq))
+    return found is not None and found.hex() == record_hash
 
 
 def used_packs(connection: Connection) -> list[PackUse]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from nexus_engine.meta import schema
+from nexus_engine.meta import log_pruning_queries, schema
 from nexus_engine.meta.connection import Connection
 
 STORE_KEYS = ("store_id", "tenant_id", "created_ns", "next_ino")
@@ -97,8 +97,9 @@ def log_end(connection: Connection) -> int:
 
 def log_gaps(connection: Connection) -> Iterator[tuple[int, int]]:
     """Yield (first, last) of numbers in the log that no record has."""
-    expected = 1
-    for (seq,) in connection.iterate("SELECT seq FROM oplog ORDER BY seq"):
+    pruned, _ = log_pruning_queries.log_pruned(connection)
+    expected = pruned + 1
+    for (seq,) in connection.iterate("SELECT seq FROM oplog WHERE seq > ? ORDER BY seq", (pruned,)):
         if seq > expected:
             yield expected, seq - 1
         expected = seq + 1

@@ -188,8 +188,7 @@ def _key(interval: Interval) -> str:
 def horizon(connection: Connection) -> int:
     """Return the operation up to which retention may have let go of rows."""
     row = connection.one(
-        "SELECT max((SELECT coalesce(max(until_seq), 0) FROM expired),"
-        " (SELECT coalesce(max(value), 0) FROM store WHERE key = 'pruned_to'))"
+        "SELECT coalesce(max(value), 0) FROM store WHERE key IN ('pruned_to', 'expired_to')"
     )
     return row[0] if row else 0
 

@@ -79,6 +79,9 @@ class Connection:
             # here, the caller retries when it can.
             self._db.set_busy_timeout(0)
             pragmas = _ALONE if alone else _SHARED
+            if create:
+                # Only in an empty file: pages that pruning frees can go back to the disk.
+                self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             for pragma in (*pragmas, "cache_size = -32768", "foreign_keys = OFF"):
                 self._db.execute(f"PRAGMA {pragma}")
         except apsw.Error as error:
@@ -122,6 +125,32 @@ class Connection:
     def changes(self) -> int:
         """Return how many rows the last statement changed."""
         return self._db.changes()
+
+    @contextmanager
+    def one_moment(self) -> Iterator[None]:
+        """Make all questions inside see the same state, whoever else writes meanwhile."""
+        if self.in_transaction:
+            yield
+            return
+        self.run("BEGIN")
+        try:
+            yield
+        finally:
+            self.rollback()
+
+    def pages(self) -> tuple[int, int]:
+        """Return (pages of the database, those of them that are free)."""
+        count, free = self.one("PRAGMA page_count"), self.one("PRAGMA freelist_count")
+        return (count[0] if count else 0), (free[0] if free else 0)
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether free pages can go back to the disk without the database being written anew."""
+        return self.one("PRAGMA auto_vacuum") == (2,)
+
+    def free_pages(self, count: int) -> None:
+        """Cut so many free pages off the end of the database; in a transaction."""
+        self.all(f"PRAGMA incremental_vacuum({count})")
 
     @property
     def in_transaction(self) -> bool:
@@ -171,6 +200,15 @@ class Connection:
             yield
         finally:
             self.rollback()
+
+    def rewrite(self) -> None:
+        """Write the whole database anew: what was deleted is in none of its pages then.
+
+        Others read meanwhile and cannot write.
+        """
+        # The copy is as large as the database.
+        self.run("PRAGMA temp_store = FILE")
+        self.run("VACUUM")
 
     def copy_to(self, target: Connection, progress: Callable[[int, int], None]) -> None:
         """Copy the whole database, as of one moment, beside writers that go on.

@@ -87,6 +87,17 @@ class Database:
 
     # -- upkeep: rows that no view of the tree, now or then, can see change --
 
+    def adopt_unlinked(self, ino: Ino) -> None:
+        """Keep what an inode held that another process removed while it was open here."""
+        self.connection.run(
+            "INSERT OR IGNORE INTO inode (ino, from_seq, mode, uid, gid, nlink, rdev, size,"
+            " atime_ns, mtime_ns, ctime_ns, btime_ns, content_seq, target)"
+            " SELECT ino, to_seq, mode, uid, gid, 0, rdev, size,"
+            " atime_ns, mtime_ns, ctime_ns, btime_ns, content_seq, target"
+            " FROM inode_past WHERE ino = ? ORDER BY to_seq DESC LIMIT 1",
+            (ino,),
+        )
+
     def drop_unlinked(self, ino: Ino) -> None:
         """Drop the current row of an inode whose last name and last handle are gone.
 
@@ -112,6 +123,10 @@ class Database:
             self.connection.rollback()
         return result
 
+    def forget_cached(self) -> None:
+        """Read again what transactions know of the store: rows went that they may rely on."""
+        self._transaction.forget()
+
     def put_access_times(self, times: dict[Ino, int]) -> None:
         """Set atimes (ns) of current inodes, in place: reading makes no version."""
 
@@ -127,7 +142,11 @@ class Database:
         Before anything is in it: a power loss must not leave chunks in a pack that nobody knows,
         for all that fsck could say they might be those of a newer database.
         """
-        self.connection.run("INSERT INTO pack (name, owner) VALUES (?, ?)", (name, owner))
+        self.connection.run(
+            "INSERT INTO pack (name, owner, begun_seq)"
+            " VALUES (?, ?, coalesce((SELECT max(seq) FROM oplog), 0))",
+            (name, owner),
+        )
         # Not `sync`, which would wait for a checkpoint in the event loop. An error that this
         # descriptor hears of, the other hears of as well: fsync(2).
         path = self.connection.path + "-wal"

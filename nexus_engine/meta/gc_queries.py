@@ -18,9 +18,10 @@ _LIVE = (
     "INSERT OR IGNORE INTO live SELECT digest FROM extent_past",
 )
 _USE = (
-    "SELECT p.id, p.name, coalesce(sum(c.stored_length), 0) FROM pack p LEFT JOIN"
+    "SELECT p.id, p.name, coalesce(sum(c.stored_length), 0), p.owner IS NOT NULL"
+    " FROM pack p LEFT JOIN"
     " (chunk c JOIN temp.live l ON l.digest = c.digest) ON c.pack = p.id"
-    " WHERE p.owner IS NULL GROUP BY p.id"
+    " GROUP BY p.id"
 )
 _OUTGOING = (
     "DROP TABLE IF EXISTS temp.outgoing",
@@ -34,12 +35,14 @@ _OUTGOING = (
 
 
 class PackUse(NamedTuple):
-    """How much of a sealed pack is live."""
+    """How much of a pack is live."""
 
     number: int
     name: str
     live_bytes: int
     """Records that some version of some file names."""
+    is_open: bool
+    """A process may append to it."""
 
 
 class Outgoing(NamedTuple):
@@ -56,8 +59,18 @@ def find_live(connection: Connection) -> None:
         connection.run(sql)
 
 
+def is_live(connection: Connection, digest: Digest) -> bool:
+    """Tell whether some version of some file names a chunk; after ``find_live``."""
+    return connection.one("SELECT 1 FROM temp.live WHERE digest = ?", (digest,)) is not None
+
+
+def all_packs(connection: Connection) -> list[tuple[int, str]]:
+    """Return (number, name) of every pack, also of those that are being written."""
+    return connection.all("SELECT id, name FROM pack ORDER BY id")
+
+
 def pack_use(connection: Connection) -> list[PackUse]:
-    """Return every sealed pack; after ``find_live``."""
+    """Return every pack; after ``find_live``, or whatever else filled ``temp.live``."""
     return [PackUse._make(row) for row in connection.all(_USE)]
 
 
@@ -72,9 +85,21 @@ def keep(connection: Connection, number: int) -> None:
     connection.run("DELETE FROM pack_seen WHERE pack = ?", (number,))
 
 
-def retiring_packs(connection: Connection) -> list[tuple[int, str]]:
-    """Return (number, name) of the packs that go."""
-    return connection.all("SELECT id, name FROM pack WHERE retiring")
+def retiring_packs(connection: Connection) -> list[tuple[int, str, int]]:
+    """Return (number, name, live bytes) of the packs that go; after ``find_outgoing``.
+
+    Those of which least is live come first: on a full disk they make room for the others.
+    """
+    return connection.all(
+        "SELECT p.id, p.name, coalesce(sum(o.stored_length), 0) AS live_bytes FROM pack p"
+        " LEFT JOIN temp.outgoing o ON o.pack = p.id AND o.live"
+        " WHERE p.retiring GROUP BY p.id ORDER BY live_bytes"
+    )
+
+
+def retiring_numbers(connection: Connection) -> list[int]:
+    """Return the packs that go."""
+    return [row[0] for row in connection.all("SELECT id FROM pack WHERE retiring")]
 
 
 def packs_holding(connection: Connection, digests: Iterable[Digest]) -> list[int]:
@@ -142,6 +167,6 @@ def drop_chunks(connection: Connection, number: int, digests: Iterable[Digest]) 
 
 
 def drop_pack(connection: Connection, number: int) -> None:
-    """Forget a pack; nothing in the index may point to it any more."""
+    """Forget a pack; nothing in the index may point to it any more, and its object is gone."""
     connection.run("DELETE FROM pack_seen WHERE pack = ?", (number,))
     connection.run("DELETE FROM pack WHERE id = ?", (number,))

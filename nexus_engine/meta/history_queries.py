@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from nexus_engine.meta import retention_queries
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.reader import name_hash
 from nexus_engine.types import Digest, Ino, Name, Seq
@@ -17,15 +18,19 @@ _INODES_OF_NAME = (
     " WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND kind = 32768"
 )
 # The current row of an open file without a name is in no view: its content was never committed.
+# A record that left the log is no reason to pass over the content that it made.
 _CONTENTS = (
-    "SELECT v.content_seq, max(v.size), o.time_ns, o.kind, a.uid, a.gid, a.pid, a.start_ticks,"
-    " a.command, a.session, a.agent, a.principal, h.sha256"
-    " FROM (SELECT ino, content_seq, size FROM inode WHERE ino = ?1 AND nlink > 0"
-    "  UNION SELECT ino, content_seq, size FROM inode_past WHERE ino = ?1) v"
-    " CROSS JOIN oplog o ON o.seq = v.content_seq"
-    " CROSS JOIN actor a ON a.id = o.actor"
+    "SELECT v.content_seq, v.size, coalesce(o.time_ns, v.mtime_ns), coalesce(o.kind, ''), a.uid,"
+    " a.gid, a.pid, a.start_ticks, a.command, a.session, a.agent, a.principal, h.sha256,"
+    " v.from_seq, v.to_seq"
+    " FROM (SELECT ino, content_seq, size, mtime_ns, from_seq, NULL AS to_seq FROM inode"
+    "   WHERE ino = ?1 AND nlink > 0"
+    "  UNION ALL SELECT ino, content_seq, size, mtime_ns, from_seq, to_seq FROM inode_past"
+    "   WHERE ino = ?1) v"
+    " LEFT JOIN oplog o ON o.seq = v.content_seq"
+    " LEFT JOIN actor a ON a.id = o.actor"
     " LEFT JOIN content_hash h ON h.ino = v.ino AND h.content_seq = v.content_seq"
-    " GROUP BY v.content_seq ORDER BY v.content_seq DESC"
+    " ORDER BY v.content_seq DESC, v.from_seq DESC"
 )
 _NAMES_OF_FILES = (
     "SELECT hash, name FROM dentry WHERE parent = ?1 AND (hash, name) > (?2, ?3) AND kind = 32768"
@@ -55,6 +60,10 @@ _CHANGED_INODES = (
 )
 
 
+_UNKNOWN = (0, 0, 0, 0, "", 0, "", "")
+"""The actor of an operation that left the log."""
+
+
 class SnapshotRow(NamedTuple):
     """A named moment."""
 
@@ -74,6 +83,8 @@ class ContentRow(NamedTuple):
     kind: str
     actor: tuple[int, int, int, int, str, int, str, str]
     sha256: Digest | None
+    moment: Seq
+    """One at which the inode had it, and at which it can be read."""
 
 
 class Period(NamedTuple):
@@ -88,10 +99,7 @@ class Period(NamedTuple):
 
 def list_snapshots(connection: Connection) -> list[SnapshotRow]:
     """Return every snapshot, oldest first."""
-    rows = connection.all(
-        "SELECT s.name, s.seq, coalesce(o.time_ns, 0) FROM snapshot s"
-        " LEFT JOIN oplog o ON o.seq = s.created_seq ORDER BY s.created_seq"
-    )
+    rows = connection.all("SELECT name, seq, time_ns FROM snapshot ORDER BY created_seq")
     return [SnapshotRow._make(row) for row in rows]
 
 
@@ -103,10 +111,30 @@ def inodes_of_name(connection: Connection, parent: Ino, name: Name) -> list[Ino]
 
 def list_contents(connection: Connection, ino: Ino) -> list[ContentRow]:
     """Return every content that an inode had, newest first."""
-    return [
-        ContentRow(row[0], row[1], row[2], row[3], row[4:12], row[12])
-        for row in connection.all(_CONTENTS, (ino,))
-    ]
+    until = retention_queries.expired_until(connection, ino)
+    found: dict[Seq, ContentRow] = {}
+    for row in connection.all(_CONTENTS, (ino,)):
+        if row[0] in found:
+            continue
+        moment = _moment_within(connection, until, *row[13:])
+        if moment is not None:
+            actor = _UNKNOWN if row[4] is None else row[4:12]
+            found[row[0]] = ContentRow._make((*row[:4], actor, row[12], moment))
+    return list(found.values())
+
+
+def _moment_within(
+    connection: Connection, until: Seq, from_seq: Seq, to_seq: Seq | None
+) -> Seq | None:
+    """Return a moment at which a version of an inode was true, and has its content still.
+
+    The content of a version is the same as long as it was true: its last moment will do, also if
+    that moment is not kept as a whole. Where a rule keeps less, only pinned ones do.
+    """
+    last = max(from_seq, until) if to_seq is None else Seq(to_seq - 1)
+    if last >= until:
+        return last
+    return retention_queries.last_pinned(connection, from_seq, Seq(last + 1))
 
 
 def iter_file_names(connection: Connection, parent: Ino) -> Iterator[Name]:

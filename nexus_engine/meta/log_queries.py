@@ -105,12 +105,15 @@ def first_record(connection: Connection) -> tuple[Seq, int] | None:
 def find_seq_at(connection: Connection, time_ns: int) -> Seq | None:
     """Return the last operation at or before a time, ``None`` if there is none.
 
-    Bisects: times in the log never decrease.
+    Bisects: times in the log never decrease. Of what left the log, the kept moments are known.
     """
     row = connection.one("SELECT (SELECT min(seq) FROM oplog), (SELECT max(seq) FROM oplog)")
     low, high = row or (None, None)
-    if low is None or high is None or _time_of(connection, low) > time_ns:
+    if low is None or high is None:
         return None
+    if _time_of(connection, low) > time_ns:
+        row = connection.one("SELECT max(seq) FROM main.kept WHERE time_ns <= ?", (time_ns,))
+        return None if row is None else row[0]
     while low < high:
         middle = (low + high + 1) // 2
         if _time_of(connection, middle) <= time_ns:
@@ -130,15 +133,18 @@ def _time_of(connection: Connection, seq: int) -> int:
 
 
 def iter_chain(
-    connection: Connection, first: int = 1, last: int = 2**63 - 1
+    connection: Connection, after: Seq, last: int = 2**63 - 1
 ) -> Iterator[tuple[Record, bool]]:
-    """Yield every record, oldest first, and whether its actor is there; in one read transaction."""
+    """Yield every record after one, oldest first, and whether its actor is there.
+
+    In one read transaction.
+    """
     # LEFT: a record whose actor was removed must show, not vanish.
     sql = (
         f"SELECT {_RECORD}, a.id IS NOT NULL FROM oplog o LEFT JOIN actor a ON a.id = o.actor"
-        " WHERE o.seq BETWEEN ? AND ? ORDER BY o.seq"
+        " WHERE o.seq > ? AND o.seq <= ? ORDER BY o.seq"
     )
-    for row in connection.iterate(sql, (first, last)):
+    for row in connection.iterate(sql, (after, last)):
         yield _found(row).record, bool(row[20])
 
 

@@ -28,6 +28,39 @@ def inodes_with(connection: Connection, digest: Digest) -> list[Ino]:
     return [row[0] for row in connection.all(sql, (digest,))]
 
 
+def add_pending(connection: Connection, digests: Iterable[Digest]) -> None:
+    """Note that these chunks are to be destroyed."""
+    connection.run_many("INSERT OR IGNORE INTO purging VALUES (?)", [(d,) for d in digests])
+
+
+def pending(connection: Connection) -> list[Digest]:
+    """Return the chunks that are to be destroyed and that no version of any file holds."""
+    return [
+        row[0]
+        for row in connection.all(
+            "SELECT digest FROM purging EXCEPT SELECT digest FROM extent"
+            " EXCEPT SELECT digest FROM extent_past"
+        )
+    ]
+
+
+def holders_of_pending(connection: Connection) -> list[Ino]:
+    """Return every file of which some version holds a chunk that was to be destroyed."""
+    sql = " UNION ".join(
+        f"SELECT ino FROM {table} WHERE digest IN (SELECT digest FROM purging)" for table in _TABLES
+    )
+    return [row[0] for row in connection.all(sql)]
+
+
+def end_pending(connection: Connection) -> None:
+    """Forget the chunks that are destroyed, and those that other files hold."""
+    connection.run(
+        "DELETE FROM purging WHERE NOT EXISTS"
+        " (SELECT 1 FROM chunk c WHERE c.digest = purging.digest)"
+        " OR digest IN (SELECT digest FROM extent UNION SELECT digest FROM extent_past)"
+    )
+
+
 def empty(connection: Connection, ino: Ino) -> None:
     """Have a file be empty, now and in every version."""
     for table in _TABLES:
@@ -35,6 +68,24 @@ def empty(connection: Connection, ino: Ino) -> None:
     for table in ("inode", "inode_past"):
         connection.run(f"UPDATE {table} SET size = 0 WHERE ino = ?", (ino,))
     connection.run("DELETE FROM content_hash WHERE ino = ?", (ino,))
+
+
+def drop_attributes(connection: Connection, inos: Iterable[Ino]) -> int:
+    """Drop the extended attributes of files, now and in every version, but for their ACLs.
+
+    Returns:
+        How many rows went.
+    """
+    wanted = (msgspec.json.encode(list(inos)).decode(),)
+    dropped = 0
+    for table in ("xattr", "xattr_past"):
+        connection.run(
+            f"DELETE FROM {table} WHERE ino IN (SELECT value FROM json_each(?1))"
+            " AND CAST(name AS TEXT) NOT LIKE 'system.posix_acl_%'",
+            wanted,
+        )
+        dropped += connection.changes()
+    return dropped
 
 
 def punch(connection: Connection, ino: Ino, digest: Digest) -> None:

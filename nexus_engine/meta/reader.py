@@ -217,8 +217,7 @@ class Reader:
     def snapshot_owner(self, name: str) -> int | None:
         """Return the uid of who made a snapshot."""
         row = self._one(
-            "SELECT a.uid FROM snapshot s JOIN oplog o ON o.seq = s.created_seq"
-            " JOIN actor a ON a.id = o.actor WHERE s.name = ?",
+            "SELECT uid FROM snapshot WHERE name = ?",
             (name,),
         )
         return None if row is None else row[0]
@@ -270,7 +269,11 @@ _LIST_ASOF = (
     " WHERE parent = ?1 AND hash > ?2 AND from_seq <= ?3 AND to_seq > ?3"
     " ORDER BY hash, name LIMIT ?4"
 )
-_CHILD_CHANGE_ASOF = "SELECT coalesce(max(seq), 0) FROM child_change WHERE parent = ? AND seq <= ?"
+# The time is that of the record, or what was noted of it when it left the log.
+_CHILD_CHANGE_ASOF = (
+    "SELECT c.seq, coalesce(c.time_ns, o.time_ns) FROM child_change c LEFT JOIN oplog o"
+    " ON o.seq = c.seq WHERE c.parent = ? AND c.seq <= ? ORDER BY c.seq DESC LIMIT 1"
+)
 _SUBDIRECTORIES_ASOF = (
     "SELECT (SELECT count(*) FROM dentry WHERE parent = ?1 AND kind = 16384 AND from_seq <= ?2)"
     " + (SELECT count(*) FROM dentry_past WHERE parent = ?1 AND kind = 16384 AND from_seq <= ?2"
@@ -329,15 +332,12 @@ class AsOfReader:
 
     def _with_derived(self, directory: Inode) -> Inode:
         """Put back what a directory's children decide: mtime, ctime, nlink."""
-        changed = (self._one(_CHILD_CHANGE_ASOF, (directory.ino, self.seq)) or (0,))[0]
+        changed, time_ns = self._one(_CHILD_CHANGE_ASOF, (directory.ino, self.seq)) or (0, None)
         subdirectories = (self._one(_SUBDIRECTORIES_ASOF, (directory.ino, self.seq)) or (0,))[0]
         directory = directory._replace(nlink=2 + subdirectories)
-        if changed <= directory.from_seq:
+        if changed <= directory.from_seq or time_ns is None:
             return directory
-        row = self._one("SELECT time_ns FROM oplog WHERE seq = ?", (changed,))
-        if row is None:
-            return directory
-        return directory._replace(mtime_ns=row[0], ctime_ns=row[0])
+        return directory._replace(mtime_ns=time_ns, ctime_ns=time_ns)
 
     def _require_kept(self, ino: Ino) -> None:
         """Refuse to show half of what a class keeps less of.
@@ -365,7 +365,18 @@ class AsOfReader:
         if row is None:
             self._require_kept(parent)
             return None
-        return self.find_inode(row[0])
+        return self._get_named(row[0])
+
+    def _get_named(self, ino: Ino) -> Inode:
+        """Return an inode that has a name at this moment.
+
+        Raises:
+            HistoryExpired: Retention has let go of it.
+        """
+        inode = self.find_inode(ino)
+        if inode is None:
+            raise errors.HistoryExpired(f"what was here after op-{self.seq} is not kept")
+        return inode
 
     def find_dentry_ino(self, parent: Ino, name: Name) -> Ino | None:
         """Return what a name meant, without its inode."""
@@ -374,13 +385,10 @@ class AsOfReader:
 
     def list_children(self, parent: Ino, after: int, limit: int) -> list[Listed]:
         """Return up to ``limit`` entries in directory order, after a cookie (0: from the start)."""
+        rows = self._all(_LIST_ASOF, (parent, after, self.seq, limit))
+        # Afterwards: rows go together with the note that they are gone.
         self._require_kept(parent)
-        listed = []
-        for cookie, name, ino in self._all(_LIST_ASOF, (parent, after, self.seq, limit)):
-            inode = self.find_inode(ino)
-            if inode is not None:
-                listed.append(Listed(cookie, name, inode))
-        return listed
+        return [Listed(cookie, name, self._get_named(ino)) for cookie, name, ino in rows]
 
     def parent_of(self, ino: Ino) -> Ino:
         row = self._one(
@@ -393,13 +401,13 @@ class AsOfReader:
 
     def extents(self, ino: Ino, start: int, length: int) -> list[Extent]:
         """Return the extents overlapping a byte range, as ``Reader.extents`` does."""
-        self._require_kept(ino)
         end = start + length
         if self._one("SELECT 1 FROM extent_past WHERE ino = ? LIMIT 1", (ino,)) is None:
             sql = _EXTENTS_ONLY_CURRENT  # most files were written once
         else:
             sql = _EXTENTS_ASOF
         rows = self._all(sql, (ino, start - EXTENT_MAX_BYTES, end, start, self.seq))
+        self._require_kept(ino)
         return [Extent._make(row) for row in rows]
 
     def stored_bytes(self, ino: Ino, size: int) -> int:

@@ -73,7 +73,12 @@ def drop_references(connection: Connection, table: str, column: str, head: int) 
 
 
 def keep_snapshot(connection: Connection, seq: int) -> None:
-    connection.run("INSERT OR REPLACE INTO kept (seq, pinned) VALUES (?, 1)", (seq,))
+    connection.run(
+        "INSERT OR REPLACE INTO kept (seq, pinned, time_ns) VALUES (?1, 1, coalesce("
+        " (SELECT time_ns FROM kept WHERE seq = ?1),"
+        " (SELECT time_ns FROM oplog WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1), 0))",
+        (seq,),
+    )
 
 
 def drop_row(connection: Connection, table: str, column: str, value: Any) -> None:

@@ -1,7 +1,8 @@
 """SQL that lets go of the past: rows that no kept moment sees.
 
 A row that was true in ``[from_seq, to_seq)`` goes if it ended before every moment that is whole,
-and no kept moment lies in it.
+and no kept moment lies in it. Of some files and directories more is kept, or less: these are in
+``temp.rule``, a table of the connection that asks (``retention_rules``).
 """
 
 from __future__ import annotations
@@ -12,46 +13,68 @@ from typing import NamedTuple
 from nexus_engine.meta.connection import Connection
 from nexus_engine.types import Ino, Seq
 
-TAG_KEEP = b"user.nexus.tag.keep"
-"""Content of an inode that has this tag is kept."""
-
-_GONE = "{table}.to_seq <= ?3 AND NOT EXISTS (SELECT 1 FROM kept k WHERE k.seq >= {table}.from_seq"
-_GONE += " AND k.seq < {table}.to_seq AND k.pinned >= ?4)"
-_TAGGED = "EXISTS (SELECT 1 FROM xattr t WHERE t.ino = {table}.ino AND t.name = ?5)"
+# ?1 and ?2 are the range of inodes, ?3 the operation from which on everything is kept.
+_KEPT = "SELECT 1 FROM kept k WHERE k.seq >= {start} AND k.seq < {end}"
+_GOES = (
+    "({end} <= ?3"
+    f" AND NOT EXISTS ({_KEPT})"
+    " AND NOT EXISTS (SELECT 1 FROM temp.rule r WHERE r.ino = {key} AND {end} > r.stays_from)"
+    " OR EXISTS (SELECT 1 FROM temp.rule r WHERE r.ino = {key} AND {end} <= r.gone_to{inside})"
+    f" AND NOT EXISTS ({_KEPT} AND k.pinned))"
+)
 # The rows of an inode that is gone stay in the current tables; they were true until it went.
 _DEATH = "coalesce((SELECT max(p.to_seq) FROM inode_past p WHERE p.ino = {table}.ino), 0)"
-_DEAD = (
-    "NOT EXISTS (SELECT 1 FROM inode i WHERE i.ino = {table}.ino) AND " + _DEATH + " <= ?3"
-    " AND NOT EXISTS (SELECT 1 FROM kept k WHERE k.seq >= {table}.from_seq AND k.seq < "
-    + _DEATH + " AND k.pinned >= ?4)"
-)  # fmt: skip
+_DEAD = "NOT EXISTS (SELECT 1 FROM inode i WHERE i.ino = {table}.ino) AND "
+# Of the changes of a directory's entries, the last before each kept moment tells its times then.
+_NEXT_CHANGE = (
+    "(SELECT min(n.seq) FROM child_change n"
+    " WHERE n.parent = child_change.parent AND n.seq > child_change.seq)"
+)
+# What is kept for longer has kept its names as well, or nobody would find it.
+_OF_OTHERS = (
+    " AND NOT EXISTS (SELECT 1 FROM temp.rule r"
+    " WHERE r.ino = dentry_past.ino AND dentry_past.to_seq > r.stays_from)"
+)
+# Where a rule begins, what lies inside goes; that there is such a file or directory, and its
+# attributes, stay.
+_INSIDE = ("extent", "extent_past", "dentry_past", "child_change")
 
 
-def _conditions() -> list[tuple[str, str]]:
-    """Return (table, condition) in the order in which rows are to go."""
-    found = [
-        (table, f"{table}.ino BETWEEN ?1 AND ?2 AND {_DEAD} AND NOT {_TAGGED}".format(table=table))
-        for table in ("extent", "xattr")
+class Condition(NamedTuple):
+    """Which rows of a table go, among those of a range of inodes or directories."""
+
+    table: str
+    sql: str
+
+
+def _goes(table: str, key: str, end: str) -> str:
+    names = {
+        "start": f"{table}.seq" if table == "child_change" else f"{table}.from_seq",
+        "end": end.format(table=table),
+        "key": f"{table}.{key}",
+        "inside": "" if table in _INSIDE else " AND NOT r.inside",
+    }
+    return f"{table}.{key} BETWEEN ?1 AND ?2 AND {_GOES.format(**names)}"
+
+
+def _conditions() -> list[Condition]:
+    """Return the tables in the order in which rows are to go."""
+    return [
+        *(
+            Condition(t, _DEAD.format(table=t) + _goes(t, "ino", _DEATH))
+            for t in ("extent", "xattr")
+        ),
+        *(
+            Condition(t, _goes(t, "ino", "{table}.to_seq"))
+            for t in ("extent_past", "xattr_past", "inode_past")
+        ),
+        Condition("dentry_past", _goes("dentry_past", "parent", "{table}.to_seq") + _OF_OTHERS),
+        Condition("child_change", _goes("child_change", "parent", _NEXT_CHANGE)),
     ]
-    found += [
-        (table, f"{table}.ino BETWEEN ?1 AND ?2 AND {_GONE} AND NOT {_TAGGED}".format(table=table))
-        for table in ("extent_past", "xattr_past", "inode_past")
-    ]
-    gone = _GONE.format(table="dentry_past")
-    return [*found, ("dentry_past", f"dentry_past.parent BETWEEN ?1 AND ?2 AND {gone}")]
 
 
 CONDITIONS = _conditions()
 
-# Of the changes of a directory's entries, the last before each kept moment tells its times then.
-_DROP_CHILD_CHANGES = (
-    "DELETE FROM child_change WHERE parent BETWEEN ?1 AND ?2 AND seq <= ?3"
-    " AND NOT EXISTS (SELECT 1 FROM kept k WHERE k.seq >= child_change.seq AND k.seq <"
-    "  coalesce((SELECT min(n.seq) FROM child_change n"
-    "   WHERE n.parent = child_change.parent AND n.seq > child_change.seq), ?3 + 1))"
-    " AND EXISTS (SELECT 1 FROM child_change n"
-    "  WHERE n.parent = child_change.parent AND n.seq > child_change.seq AND n.seq <= ?3)"
-)
 _DROP_HASHES = (
     "DELETE FROM content_hash WHERE ino BETWEEN ?1 AND ?2"
     " AND NOT EXISTS (SELECT 1 FROM inode i WHERE i.ino = content_hash.ino"
@@ -59,14 +82,28 @@ _DROP_HASHES = (
     " AND NOT EXISTS (SELECT 1 FROM inode_past p WHERE p.ino = content_hash.ino"
     "  AND p.content_seq = content_hash.content_seq)"
 )
-
-
-class Horizon(NamedTuple):
-    """Which rows may go: see the module."""
-
-    pruned_to: Seq
-    only_pinned: bool = False
-    """Moments that no snapshot pins are not looked at: for what a class keeps less of."""
+# Noted together with what goes: nobody sees the one without the other.
+_NOTE_EXPIRED = (
+    "INSERT INTO expired (ino, until_seq) SELECT rule.ino, rule.gone_to FROM temp.rule rule"
+    " WHERE rule.ino BETWEEN ?1 AND ?2 AND rule.gone_to > 0 AND ({any})"
+    " ON CONFLICT (ino) DO UPDATE SET until_seq = max(until_seq, excluded.until_seq)"
+).format(
+    any=" OR ".join(
+        f"EXISTS (SELECT 1 FROM {table} WHERE {table}.{key} = rule.ino"
+        f" AND {end.format(table=table)} <= rule.gone_to)"
+        for table, key, end in (
+            ("extent_past", "ino", "{table}.to_seq"),
+            ("inode_past", "ino", "{table}.to_seq"),
+            ("xattr_past", "ino", "{table}.to_seq"),
+            ("dentry_past", "parent", "{table}.to_seq"),
+        )
+    )
+)
+_FORGET_EXPIRED = (
+    "DELETE FROM expired WHERE ino BETWEEN ?1 AND ?2"
+    " AND NOT EXISTS (SELECT 1 FROM inode i WHERE i.ino = expired.ino)"
+    " AND NOT EXISTS (SELECT 1 FROM inode_past p WHERE p.ino = expired.ino)"
+)
 
 
 def last_ino(connection: Connection) -> Ino:
@@ -74,72 +111,109 @@ def last_ino(connection: Connection) -> Ino:
     return Ino(row[0] if row else 0)
 
 
-def drop_rows(
-    connection: Connection,
-    first: Ino,
-    last: Ino,
-    horizon: Horizon,
-    *,
-    inside_only: bool = False,
-) -> int:
+def drop_rows(connection: Connection, first: Ino, last: Ino, whole_from: Seq) -> int:
     """Drop what may go of a range of inodes and directories; in a transaction of the caller.
-
-    Args:
-        inside_only: Attributes stay.
 
     Returns:
         How many rows went.
     """
-    arguments = (first, last, horizon.pruned_to, int(horizon.only_pinned), TAG_KEEP)
+    connection.run(_NOTE_EXPIRED, (first, last))
     dropped = 0
     for table, condition in CONDITIONS:
-        if inside_only and table not in _INSIDE:
-            continue
-        used = arguments if "?5" in condition else arguments[:4]
-        connection.run(f"DELETE FROM {table} WHERE {condition}", used)
+        connection.run(f"DELETE FROM {table} WHERE {condition}", (first, last, whole_from))
         dropped += connection.changes()
-    connection.run(_DROP_CHILD_CHANGES, (first, last, horizon.pruned_to))
-    dropped += connection.changes()
     connection.run(_DROP_HASHES, (first, last))
+    connection.run(_FORGET_EXPIRED, (first, last))
     return dropped
 
 
-def drop_rows_of(connection: Connection, inos: Iterable[Ino], horizon: Horizon) -> int:
-    """Drop what may go of some inodes; likewise."""
-    return sum(drop_rows(connection, ino, ino, horizon) for ino in inos)
+# -- what would go --
 
 
-def count_rows(connection: Connection, horizon: Horizon) -> dict[str, int]:
-    """Return how many rows of each table would go."""
-    arguments = (0, last_ino(connection), horizon.pruned_to, int(horizon.only_pinned), TAG_KEEP)
-    counts = {}
-    for table, condition in CONDITIONS:
-        used = arguments if "?5" in condition else arguments[:4]
-        row = connection.one(f"SELECT count(*) FROM {table} WHERE {condition}", used)
-        counts[table] = row[0] if row else 0
-    return counts
+def count_rows(connection: Connection, whole_from: Seq) -> int:
+    """Return how many rows would go."""
+    arguments = (0, last_ino(connection), whole_from)
+    counts = (
+        connection.one(f"SELECT count(*) FROM {table} WHERE {condition}", arguments)
+        for table, condition in CONDITIONS
+    )
+    return sum(row[0] for row in counts if row is not None)
 
 
 def suppose_kept(connection: Connection, moments: Iterable[tuple[Seq, bool]]) -> None:
     """Have this connection, and no other, take these moments for those that are kept."""
+    connection.run("DROP TABLE IF EXISTS temp.kept")
     connection.run("CREATE TEMP TABLE kept (seq INTEGER PRIMARY KEY, pinned INTEGER NOT NULL)")
     rows = [(seq, int(pinned)) for seq, pinned in moments]
     connection.run_many("INSERT INTO temp.kept (seq, pinned) VALUES (?, ?)", rows)
 
 
-def unreachable_bytes(connection: Connection, horizon: Horizon) -> int:
-    """Return how many stored bytes nothing would name once the rows that may go are gone."""
-    arguments = (0, last_ino(connection), horizon.pruned_to, int(horizon.only_pinned), TAG_KEEP)
-    connection.run("CREATE TEMP TABLE named (digest BLOB PRIMARY KEY) STRICT, WITHOUT ROWID")
+def find_named(connection: Connection, whole_from: Seq) -> None:
+    """Collect in ``temp.live`` what rows would name once those that may go are gone."""
+    connection.run("DROP TABLE IF EXISTS temp.live")
+    connection.run("CREATE TEMP TABLE live (digest BLOB PRIMARY KEY) STRICT, WITHOUT ROWID")
+    arguments = (0, last_ino(connection), whole_from)
     for table, condition in CONDITIONS:
         if table in ("extent", "extent_past"):
             stays = f"SELECT digest FROM {table} WHERE NOT ({condition})"
-            connection.run(f"INSERT OR IGNORE INTO temp.named {stays}", arguments)
+            connection.run(f"INSERT OR IGNORE INTO temp.live {stays}", arguments)
+
+
+def unnamed_bytes(connection: Connection) -> int:
+    """Return how many stored bytes nothing names; after ``find_named``."""
     row = connection.one(
         "SELECT coalesce(sum(stored_length), 0) FROM chunk c"
-        " WHERE NOT EXISTS (SELECT 1 FROM temp.named n WHERE n.digest = c.digest)"
+        " WHERE NOT EXISTS (SELECT 1 FROM temp.live l WHERE l.digest = c.digest)"
     )
     return row[0] if row else 0
+
+
+ALWAYS = Seq(2**62)
+"""A moment after which content is needed whatever goes."""
+_PRESENT = 2**62 + 1
+_NEEDED_AT = (
+    "CASE WHEN EXISTS (SELECT 1 FROM kept k WHERE k.pinned"
+    "  AND k.seq >= {table}.from_seq AND k.seq < {end}) THEN {always}"
+    " WHEN EXISTS (SELECT 1 FROM temp.rule r WHERE r.ino = {table}.ino AND {end} <= r.gone_to)"
+    "  THEN 0"
+    " WHEN {end} > ?1"
+    "  OR EXISTS (SELECT 1 FROM temp.rule r WHERE r.ino = {table}.ino AND {end} > r.stays_from)"
+    "  THEN {always}"
+    " ELSE coalesce((SELECT max(k.seq) FROM kept k"
+    "  WHERE k.seq >= {table}.from_seq AND k.seq < {end}), 0) END"
+)
+_NEED = (
+    "DROP TABLE IF EXISTS temp.need",
+    "CREATE TEMP TABLE need (digest BLOB PRIMARY KEY, seq INTEGER) STRICT, WITHOUT ROWID",
+)
+_ADD_NEED = (
+    "INSERT INTO temp.need (digest, seq) {} ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)"
+)
+
+
+def sizes_of_history(connection: Connection, whole_from: Seq) -> list[tuple[Seq, int]]:
+    """Return how much of what is stored is needed for the past only, and up to which moment.
+
+    Returns:
+        (the newest kept moment that needs it, ``ALWAYS`` for what stays whatever moments go;
+        stored bytes), ascending.
+    """
+    for sql in _NEED:
+        connection.run(sql)
+    present = (
+        f"SELECT e.digest, {_PRESENT} FROM extent e"
+        " WHERE EXISTS (SELECT 1 FROM inode i WHERE i.ino = e.ino)"
+    )
+    connection.run(_ADD_NEED.format(present))
+    for table, end in (("extent", _DEATH), ("extent_past", "{table}.to_seq")):
+        needed = _NEEDED_AT.format(table=table, end=end.format(table=table), always=ALWAYS)
+        dead = _DEAD.format(table=table).removesuffix(" AND ") if table == "extent" else "true"
+        sql = f"SELECT digest, {needed} FROM {table} WHERE {dead}"
+        connection.run(_ADD_NEED.format(sql), (whole_from,))
+    return connection.all(
+        "SELECT n.seq, sum(c.stored_length) FROM temp.need n JOIN chunk c ON c.digest = n.digest"
+        f" WHERE n.seq BETWEEN 1 AND {ALWAYS} GROUP BY n.seq ORDER BY n.seq"
+    )
 
 
 # -- what is kept --
@@ -157,13 +231,18 @@ def pinned_moments(connection: Connection) -> list[Seq]:
 
 def set_kept(connection: Connection, whole_from: Seq, moments: Iterable[tuple[Seq, bool]]) -> None:
     """Say what is kept, from the end of this transaction on."""
+    times: dict[Seq, int] = dict(connection.all("SELECT seq, time_ns FROM kept"))
     connection.run("DELETE FROM kept")
     connection.run_many(
-        "INSERT INTO kept (seq, pinned) VALUES (?, ?)", [(s, int(p)) for s, p in moments]
+        "INSERT INTO kept (seq, pinned, time_ns)"
+        " VALUES (?1, ?2, coalesce((SELECT time_ns FROM oplog WHERE seq = ?1), ?3))",
+        [(seq, int(pinned), times.get(seq, 0)) for seq, pinned in moments],
     )
-    connection.run(
-        "INSERT OR REPLACE INTO store (key, value) VALUES ('pruned_to', ?)", (whole_from,)
-    )
+    set_value(connection, "pruned_to", whole_from)
+
+
+def set_value(connection: Connection, key: str, value: int | bytes) -> None:
+    connection.run("INSERT OR REPLACE INTO store (key, value) VALUES (?, ?)", (key, value))
 
 
 def nearest_kept(connection: Connection, seq: Seq) -> Seq | None:
@@ -176,46 +255,28 @@ def nearest_kept(connection: Connection, seq: Seq) -> Seq | None:
 
 def pruned_to(connection: Connection) -> Seq:
     """Return the operation from which on every moment is whole."""
-    row = connection.one("SELECT value FROM store WHERE key = 'pruned_to'")
+    return _value(connection, "pruned_to")
+
+
+def expired_to(connection: Connection) -> Seq:
+    """Return the operation from which on nothing is missing of any class."""
+    return _value(connection, "expired_to")
+
+
+def _value(connection: Connection, key: str) -> Seq:
+    row = connection.one("SELECT value FROM store WHERE key = ?", (key,))
     return Seq(row[0] if row else 0)
 
 
-# -- classes --
-
-_BELOW = (
-    "WITH RECURSIVE member (ino) AS (SELECT ?1"
-    " UNION SELECT d.ino FROM member m JOIN dentry d ON d.parent = m.ino"
-    " UNION SELECT d.ino FROM member m JOIN dentry_past d ON d.parent = m.ino)"
-    " SELECT ino FROM member"
-)
-# What lies in it goes; that there is such a file or directory, and its attributes, stay.
-_INSIDE = ("extent", "extent_past", "dentry_past")
+def expired_until(connection: Connection, ino: Ino) -> Seq:
+    """Return the operation before which nothing is left of what an inode held."""
+    row = connection.one("SELECT until_seq FROM expired WHERE ino = ?", (ino,))
+    return Seq(row[0] if row else 0)
 
 
-def inodes_called(connection: Connection, pattern: str) -> list[Ino]:
-    """Return every inode that has or had a name like this (GLOB of SQLite)."""
-    rows = connection.all(
-        "SELECT ino FROM dentry WHERE CAST(name AS TEXT) GLOB ?1"
-        " UNION SELECT ino FROM dentry_past WHERE CAST(name AS TEXT) GLOB ?1",
-        (pattern,),
+def last_pinned(connection: Connection, first: Seq, end: Seq) -> Seq | None:
+    """Return the newest moment in ``[first, end)`` that a snapshot pins."""
+    row = connection.one(
+        "SELECT max(seq) FROM kept WHERE seq >= ? AND seq < ? AND pinned", (first, end)
     )
-    return [row[0] for row in rows]
-
-
-def expire(connection: Connection, roots: Iterable[Ino], until: Seq) -> None:
-    """Note that of these and what lies below nothing is left before an operation."""
-    connection.run_many(
-        "INSERT INTO expired (ino, until_seq) VALUES (?, ?) ON CONFLICT (ino) DO UPDATE"
-        " SET until_seq = max(until_seq, excluded.until_seq)",
-        [(ino, until) for ino in roots],
-    )
-
-
-def expired_roots(connection: Connection) -> list[tuple[Ino, Seq]]:
-    """Return (inode, operation before which nothing is left) of what a class keeps less of."""
-    return connection.all("SELECT ino, until_seq FROM expired")
-
-
-def inodes_below(connection: Connection, root: Ino) -> list[Ino]:
-    """Return every inode that is or was below a directory, without itself."""
-    return [row[0] for row in connection.all(_BELOW, (root,)) if row[0] != root]
+    return None if row is None else row[0]

@@ -272,19 +272,39 @@ CREATE INDEX dentry_ino ON dentry (ino, from_seq);
 -- others, rows are gone.
 CREATE TABLE kept (
     seq INTEGER PRIMARY KEY,
-    pinned INTEGER NOT NULL          -- 1: by a snapshot, which no class is exempt from
+    pinned INTEGER NOT NULL,         -- 1: by a snapshot, which no class is exempt from
+    time_ns INTEGER NOT NULL         -- of the operation, which may have left the log
 ) STRICT;
 
--- Files and directories of a class that keeps less. What they held before `until_seq` is gone, but
--- at pinned moments. Only where the class begins: what lies below is reached through it alone.
+-- Files and directories of which less is kept. What they held before `until_seq` is gone, but at
+-- pinned moments.
 CREATE TABLE expired (
     ino INTEGER PRIMARY KEY,
     until_seq INTEGER NOT NULL
 ) STRICT;
 
+-- Records up to `store.log_pruned` are gone; `store.log_pruned_hash` is the hash of the last of
+-- them. What is asked of a record after that is kept where it is asked for.
+ALTER TABLE child_change ADD COLUMN time_ns INTEGER;    -- NULL: the log has it
+ALTER TABLE snapshot ADD COLUMN time_ns INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE snapshot ADD COLUMN uid INTEGER NOT NULL DEFAULT 0;    -- of who made it
+UPDATE snapshot SET (time_ns, uid) = (
+    SELECT o.time_ns, a.uid FROM oplog o JOIN actor a ON a.id = o.actor
+    WHERE o.seq = snapshot.created_seq
+);
+
+-- Chunks that a purge is about to destroy: whoever comes next finishes what was cut short.
+CREATE TABLE purging (
+    digest BLOB PRIMARY KEY
+) STRICT, WITHOUT ROWID;
+
 -- A pack on its way out: no new file may rely on what is in it, and gc moves what is live. It goes
 -- when every process has said that it knows.
 ALTER TABLE pack ADD COLUMN retiring INTEGER NOT NULL DEFAULT 0;
+-- The records of the sessions in a pack come after this operation: while the pack has an owner, who
+-- may die, they stay. One that is closing gets no more sessions.
+ALTER TABLE pack ADD COLUMN begun_seq INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE pack ADD COLUMN closing INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE pack_seen (
     pack INTEGER NOT NULL,
     owner TEXT NOT NULL,

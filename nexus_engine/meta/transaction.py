@@ -158,6 +158,10 @@ class Transaction(Reader):
         self._data_version = -1
         self._connection.rollback()
 
+    def forget(self) -> None:
+        """Read everything anew at the next ``begin``."""
+        self._data_version = -1
+
     def _reload(self) -> None:
         """Forget what another process may have changed."""
         row = self._one("SELECT seq, hash, time_ns FROM oplog ORDER BY seq DESC LIMIT 1")
@@ -431,7 +435,8 @@ class Transaction(Reader):
     def add_snapshot(self, name: str, seq: Seq) -> None:
         self._dirty = True
         self._run(
-            "INSERT INTO snapshot (name, seq, created_seq) VALUES (?, ?, ?)", (name, seq, self.seq)
+            "INSERT INTO snapshot (name, seq, created_seq, time_ns, uid) VALUES (?, ?, ?, ?, ?)",
+            (name, seq, self.seq, max(self.now_ns, self._head_time_ns), self.actor.uid),
         )
 
     def remove_snapshot(self, name: str) -> None:

@@ -9,7 +9,7 @@ five thousand statements.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -83,14 +83,15 @@ _ANY_PARENT = (
     "SELECT parent FROM dentry WHERE ino = ?1 UNION ALL"
     " SELECT parent FROM dentry_past WHERE ino = ?1 LIMIT 1"
 )
-_CHILD_CHANGES = "SELECT seq FROM child_change WHERE parent = ?1 AND seq >= ?2"
+_CHILD_CHANGES = "SELECT seq, time_ns FROM child_change WHERE parent = ?1 AND seq >= ?2"
 _MTIME_ASOF = (
     "SELECT from_seq, mtime_ns FROM inode WHERE ino = ?1 AND from_seq <= ?2"
     " UNION ALL SELECT * FROM (SELECT from_seq, mtime_ns FROM inode_past"
     "  WHERE ino = ?1 AND to_seq > ?2 ORDER BY to_seq LIMIT 1) WHERE from_seq <= ?2 LIMIT 1"
 )
 _LAST_CHILD_CHANGE = (
-    "SELECT coalesce(max(seq), 0) FROM child_change WHERE parent = ?1 AND seq <= ?2"
+    "SELECT c.seq, coalesce(c.time_ns, o.time_ns) FROM child_change c LEFT JOIN oplog o"
+    " ON o.seq = c.seq WHERE c.parent = ?1 AND c.seq <= ?2 ORDER BY c.seq DESC LIMIT 1"
 )
 
 
@@ -148,19 +149,10 @@ class UndoQueries:
         self._connection = connection
         self._one = connection.one
         self._all = connection.all
-        self._expired: dict[Ino, Seq] | None = None
 
-    @contextmanager
-    def one_moment(self) -> Iterator[None]:
+    def one_moment(self) -> AbstractContextManager[None]:
         """Make all questions inside see the same state, whoever else writes meanwhile."""
-        if self._connection.in_transaction:
-            yield
-            return
-        self._connection.run("BEGIN")
-        try:
-            yield
-        finally:
-            self._connection.run("ROLLBACK")
+        return self._connection.one_moment()
 
     def operations(self, seqs: Iterable[Seq]) -> list[Operation]:
         """Return the records, in the order of the log; those that don't exist are left out."""
@@ -204,16 +196,15 @@ class UndoQueries:
 
     def is_expired(self, operation: Operation) -> bool:
         """Tell whether a class let go of what an operation changed."""
-        if self._expired is None:
-            self._expired = dict(retention_queries.expired_roots(self._connection))
-        roots = {ino for ino, until in self._expired.items() if operation.seq <= until}
+        if operation.seq > retention_queries.expired_to(self._connection):
+            return False
         current, depth = operation.ino, 0
-        while roots and current != ROOT_INO and depth < PATH_DEPTH_MAX:
-            if current in roots:
+        while current != ROOT_INO and depth < PATH_DEPTH_MAX:
+            if operation.seq <= retention_queries.expired_until(self._connection, current):
                 return True
             row = self._one(_ANY_PARENT, (current,))
             if row is None:
-                return operation.seq <= max(self._expired.values())  # all that was known is gone
+                return True  # all that was known is gone
             current, depth = row[0], depth + 1
         return False
 
@@ -275,8 +266,8 @@ class UndoQueries:
     def child_changes(self, directory: Ino, first: Seq) -> list[tuple[Seq, int]]:
         """Return (operation, time) of each change of an entry since an operation, in order."""
         sql = (
-            f"SELECT DISTINCT c.seq, o.time_ns FROM ({_CHILD_CHANGES}) c CROSS JOIN oplog o"
-            " ON o.seq = c.seq ORDER BY c.seq"
+            "SELECT DISTINCT c.seq, coalesce(c.time_ns, o.time_ns)"
+            f" FROM ({_CHILD_CHANGES}) c LEFT JOIN oplog o ON o.seq = c.seq ORDER BY c.seq"
         )
         return [(row[0], row[1]) for row in self._all(sql, (directory, first))]
 
@@ -302,11 +293,9 @@ class UndoQueries:
         version = self._one(_MTIME_ASOF, (directory, seq))
         if version is None:
             return None
-        (changed,) = self._one(_LAST_CHILD_CHANGE, (directory, seq)) or (0,)
-        if changed > version[0]:
-            time_ns = self.time_of(changed)
-            if time_ns is not None:
-                return time_ns, changed
+        changed, time_ns = self._one(_LAST_CHILD_CHANGE, (directory, seq)) or (0, None)
+        if changed > version[0] and time_ns is not None:
+            return time_ns, changed
         return version[1], version[0]
 
     def iter_versions_before(self, inode: Inode) -> Iterator[Inode]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from nexus_engine import errors
-from nexus_engine.meta import log_queries
+from nexus_engine.meta import log_pruning_queries, log_queries
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.log_queries import Found, LogQuery
@@ -40,8 +40,14 @@ def get_entry(database: Database, seq: Seq) -> LogEntry:
 
     Raises:
         InvalidMoment: There is no such operation.
+        HistoryExpired: Retention took it out of the log.
     """
     found = log_queries.find_record(database.connection, seq)
+    pruned, _ = log_pruning_queries.log_pruned(database.connection)
+    if found is None and 1 <= seq <= pruned:
+        raise errors.HistoryExpired(
+            f"op-{seq} is not in the log any more, which begins with op-{pruned + 1}"
+        )
     if found is None:
         raise errors.InvalidMoment(
             f"there is no operation op-{seq}; the last one is op-{database.reader.head()}"

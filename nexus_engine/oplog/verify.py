@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from nexus_engine.meta import log_queries
+from nexus_engine.meta import log_pruning_queries, log_queries
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.database import Database
 from nexus_engine.records import GENESIS_HASH, Record, chain_hash
@@ -18,7 +18,9 @@ class VerifyReport(NamedTuple):
     """What a verification found."""
 
     records: int
-    """Records whose place in the chain is right, from the first one on."""
+    """Records whose place in the chain is right, from the first one that is kept."""
+    pruned: Seq
+    """The last operation that retention took out of the log; the chain goes on from its hash."""
     first_broken_seq: Seq | None
     """Where the chain breaks; ``None`` if it holds."""
     reason: str | None
@@ -45,40 +47,65 @@ def verify_log(
         expected_head: The ``head_hash`` of an earlier report; the log may have grown since.
         progress: Told now and then how many records are done.
     """
-    count, previous, time_ns = 0, GENESIS_HASH, 0
-    expected_found = expected_head is None or expected_head == GENESIS_HASH
-    for record, has_actor in log_queries.iter_chain(database.connection):
-        reason = _flaw(record, count, previous, time_ns)
+    with database.connection.one_moment():  # or retention might prune between two looks
+        return _verify(database, expected_head, progress)
+
+
+def _verify(
+    database: Database, expected_head: bytes | None, progress: Callable[[int], None] | None
+) -> VerifyReport:
+    pruned, previous = log_pruning_queries.log_pruned(database.connection)
+    last, time_ns = pruned, 0
+
+    def report(reason: str | None) -> VerifyReport:
+        broken = None if reason is None else Seq(last + 1)
+        return VerifyReport(last - pruned, pruned, broken, reason, previous)
+
+    if not _is_anchored(database, pruned, previous):
+        return report("the log begins with a hash that no prune operation names")
+    expected_found = expected_head is None or expected_head == previous
+    for record, has_actor in log_queries.iter_chain(database.connection, pruned):
+        reason = _flaw(record, last, previous, time_ns)
         if not has_actor:
             reason = f"the actor of operation {record.seq} is missing"
         if reason is not None:
-            return VerifyReport(count, Seq(count + 1), reason, previous)
-        count, previous, time_ns = count + 1, record.hash, record.time_ns
+            return report(reason)
+        last, previous, time_ns = record.seq, record.hash, record.time_ns
         expected_found = expected_found or previous == expected_head
-        if progress is not None and count % _PROGRESS_EVERY == 0:
-            progress(count)
+        if progress is not None and last % _PROGRESS_EVERY == 0:
+            progress(last - pruned)
     if progress is not None:
-        progress(count)
+        progress(last - pruned)
     if not expected_found:
-        reason = "the log does not contain the expected hash: its end was cut off or rewritten"
-        return VerifyReport(count, Seq(count + 1), reason, previous)
-    return VerifyReport(count, None, None, previous)
+        gone = f", or it is older than op-{pruned + 1}" if pruned else ""
+        return report(
+            "the log does not contain the expected hash: its end was cut off or rewritten" + gone
+        )
+    return report(None)
 
 
 def is_genuine(connection: Connection, seq: int) -> bool:
     """Tell whether one record is what was written, as its place in the chain says."""
-    previous = GENESIS_HASH
-    for record, has_actor in log_queries.iter_chain(connection, max(1, seq - 1), seq):
+    pruned, previous = log_pruning_queries.log_pruned(connection)
+    for record, has_actor in log_queries.iter_chain(connection, Seq(max(pruned, seq - 2)), seq):
         if record.seq == seq:
-            return has_actor and _flaw(record, seq - 1, previous, 0) is None
+            return has_actor and _flaw(record, Seq(seq - 1), previous, 0) is None
         previous = record.hash
     return False
 
 
-def _flaw(record: Record, count: int, previous: bytes, time_ns: int) -> str | None:
-    """Say what is wrong with the record that follows ``count`` good ones."""
-    if record.seq != count + 1:
-        return f"operation {count + 1} is missing: the next one is {record.seq}"
+def _is_anchored(database: Database, pruned: Seq, pruned_hash: bytes) -> bool:
+    """Tell whether the log itself says where it begins."""
+    anchor = log_pruning_queries.anchor_of(database.connection)
+    if anchor is None:
+        return pruned == 0 and pruned_hash == GENESIS_HASH
+    return anchor[1:] == (pruned, pruned_hash.hex())
+
+
+def _flaw(record: Record, last: Seq, previous: bytes, time_ns: int) -> str | None:
+    """Say what is wrong with the record that follows a good one."""
+    if record.seq != last + 1:
+        return f"operation {last + 1} is missing: the next one is {record.seq}"
     if record.time_ns < time_ns:
         return f"operation {record.seq} is older than the one before it"
     row = (

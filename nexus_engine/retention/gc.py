@@ -7,29 +7,30 @@
     look       which of its chunks does some version of some file name?
     copy       these into a pack of ours; sync
     move       the index points to the copies; the dead leave it
-    remove     the row, and then the object
+    remove     the object, and then the row
 
 Each step can be repeated. A crash leaves a pack that is retiring, for the next run, or copies that
-nothing names.
+nothing names. As long as there may be an object there is a row: no pack is left over that nobody
+knows of, and one that a process has just begun is never taken for such a one.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Concatenate, NamedTuple, ParamSpec
 
 from nexus_engine import errors
 from nexus_engine.cas.pack import pack_key
 from nexus_engine.cas.store import Location
-from nexus_engine.meta import gc_queries
+from nexus_engine.meta import gc_queries, purge_queries
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.gc_queries import Outgoing, PackUse
-from nexus_engine.owners import owners
+from nexus_engine.owners import describe, writers
 from nexus_engine.recovery import recover
+from nexus_engine.retention.turns import alone
 from nexus_engine.store import Store
-from nexus_engine.types import Digest
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ Progress = Callable[[int, int], None]
 
 DEAD_SHARE = 0.5
 """A pack with at least this share of dead bytes is worth copying the rest."""
+OPEN_BYTES = 4 << 20
+"""A pack that is being written is closed for this only if it is at least so large."""
 WAIT_S = 30.0
 _POLL_S = 0.05
 _MARGIN_BYTES = 1 << 20
@@ -56,49 +59,59 @@ class Collected(NamedTuple):
     copied_bytes: int
 
 
-def estimate(store: Store) -> tuple[int, int]:
-    """Return (bytes of sealed packs, those of them that are dead). Changes nothing."""
-    use = _use(store)
-    total = sum(_size(store, pack.name) for pack in use)
-    return total, total - sum(pack.live_bytes for pack in use)
+def foresee(store: Store, connection: Connection, *, dead_share: float = DEAD_SHARE) -> int:
+    """Return how many bytes a collection would give back. Changes nothing.
+
+    Args:
+        connection: One whose ``temp.live`` says what is named.
+    """
+    return sum(
+        _size(store, pack.name) - pack.live_bytes
+        for pack in gc_queries.pack_use(connection)
+        if _is_worth_it(store, pack, dead_share)
+    )
 
 
 def collect(
     store: Store,
     *,
     dead_share: float = DEAD_SHARE,
-    holding: Sequence[Digest] = (),
     progress: Progress | None = None,
+    wait_s: float = 0.0,
 ) -> Collected:
-    """Remove packs of which at least a share is dead. Takes long; blocks.
+    """Remove packs of which at least a share is dead, or that a purge retired. Takes long; blocks.
 
     Args:
         store: Opened for this alone: another process has the files.
-        holding: Packs that hold these go in any case, also those that are being written.
+        wait_s: For another process that collects or prunes.
 
     Raises:
-        StoreBusy: A process does not answer; nothing is lost, a later run goes on.
+        StoreBusy: A process does not answer, or another one is at it; nothing is lost, a later run
+            goes on.
         NoSpace: No room for what has to be copied.
     """
+    with alone(store, wait_s=wait_s):
+        return _collect(store, dead_share, progress)
+
+
+def _collect(store: Store, dead_share: float, progress: Progress | None) -> Collected:
     recover(store)
-    use = _use(store)
-    worth = [pack.number for pack in use if _dead_share(store, pack) >= dead_share]
-    worth += gc_queries.packs_holding(store.database.connection, holding)
+    connection = store.database.connection
+    worth = [pack.number for pack in _use(store) if _is_worth_it(store, pack, dead_share)]
+    purging = purge_queries.pending(connection)
+    worth += gc_queries.packs_holding(connection, purging)
     _change(store, gc_queries.retire, worth)
-    live = {pack.number: pack.live_bytes for pack in use}
-    # On a full disk what one pack gives back has room for what the next has to keep.
-    retiring = sorted(
-        gc_queries.retiring_packs(store.database.connection), key=lambda pack: live.get(pack[0], 0)
-    )
-    if not retiring:
+    numbers = gc_queries.retiring_numbers(connection)
+    if not numbers:
         return Collected(0, 0, 0)
-    _await_all(store, [number for number, _ in retiring])
-    gc_queries.find_live(store.database.connection)
-    gc_queries.find_outgoing(store.database.connection)
+    _await_all(store, numbers)
+    gc_queries.find_live(connection)
+    gc_queries.find_outgoing(connection)
+    retiring = gc_queries.retiring_packs(connection)
     done = Collected(0, 0, 0)
-    for count, (number, name) in enumerate(retiring, start=1):
-        if live.get(number, 0) + _MARGIN_BYTES > store.reserve.usable_bytes():
-            log.error("pack %s stays: no room for the %d bytes in it that live", name, live[number])
+    for count, (number, name, live_bytes) in enumerate(retiring, start=1):
+        if live_bytes + _MARGIN_BYTES > store.reserve.usable_bytes():
+            log.error("pack %s stays: no room for the %d bytes in it that live", name, live_bytes)
             _change(store, gc_queries.keep, number)
             continue
         try:
@@ -110,6 +123,8 @@ def collect(
         done = Collected(done.packs + 1, done.freed_bytes + freed, done.copied_bytes + copied)
         if progress is not None:
             progress(count, len(retiring))
+    if purging:
+        _change(store, purge_queries.end_pending)
     return done
 
 
@@ -118,11 +133,21 @@ def _use(store: Store) -> list[PackUse]:
     return gc_queries.pack_use(store.database.connection)
 
 
-def _dead_share(store: Store, pack: PackUse) -> float:
+def _is_worth_it(store: Store, pack: PackUse, dead_share: float) -> bool:
     size = _size(store, pack.name)
-    if not size and pack.live_bytes:
-        return 0.0  # lost: fsck's to report
-    return 1 - pack.live_bytes / size if size else 1.0
+    if size < pack.live_bytes:
+        return False  # fsck's to report
+    if pack.is_open and size < OPEN_BYTES:
+        return False
+    return size - pack.live_bytes >= size * dead_share
+
+
+def _size(store: Store, name: str) -> int:
+    """Return the size of a pack; 0 where nothing was written to it, or it is removed already."""
+    try:
+        return store.objects.size(pack_key(name))
+    except errors.ObjectNotFound:
+        return 0
 
 
 def _await_all(store: Store, numbers: list[int]) -> None:
@@ -131,13 +156,15 @@ def _await_all(store: Store, numbers: list[int]) -> None:
     _change(store, gc_queries.note_seen, numbers, store.owner)
     deadline_s = time.monotonic() + WAIT_S
     while True:
-        waiting = [o for o in owners(store.peers) if gc_queries.unseen_packs(connection, o)]
+        # Who stores nothing, relies on nothing: a command that reads for hours is not asked.
+        waiting = [o for o in writers(store.peers) if gc_queries.unseen_packs(connection, o)]
         waiting += gc_queries.writers_of_retiring(connection)
         if not waiting:
             return
         if time.monotonic() > deadline_s:
             raise errors.StoreBusy(
-                f"process {waiting[0].split('-')[0]} has the store open and does not answer gc"
+                f"{describe(waiting[0])} writes to the store and does not answer: end it, then try"
+                " again"
             )
         recover(store)  # one that died answers no more, but what it began must be finished
         time.sleep(_POLL_S)
@@ -158,20 +185,11 @@ def _empty(store: Store, number: int, name: str) -> tuple[int, int]:
         digests = [chunk.digest for chunk in batch]
         _change(store, gc_queries.drop_chunks, number, digests)
     size = _size(store, name)
-    # On the disk first: rows that name a pack which is gone would be lost files. The row of the
-    # pack last: a file that no row knows would stay for ever, with what was purged from it.
+    # On the disk first: rows that name a pack which is gone would be lost files.
     store.sync()
     store.objects.delete(pack_key(name))
     _change(store, gc_queries.drop_pack, number)
     return size - copied, copied
-
-
-def _size(store: Store, name: str) -> int:
-    """Return how long a pack is; 0 where its process died before it wrote, or gc was cut short."""
-    try:
-        return store.objects.size(pack_key(name))
-    except errors.ObjectNotFound:
-        return 0
 
 
 def _batches(chunks: Iterator[Outgoing]) -> Iterator[list[Outgoing]]:

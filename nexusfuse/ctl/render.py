@@ -313,7 +313,8 @@ def _tag_removed(reply: Reply) -> Iterator[Block]:
 def _verify_log(reply: Reply) -> Iterator[Block]:
     yield from _problems(reply)
     verdict = "is whole" if not reply["problems"] else "is broken"
-    yield Line(f"The chain of {_count(reply['records'], 'record')} {verdict}.", "bold")
+    since = f" from op-{reply['pruned'] + 1} on" if reply["pruned"] else ""
+    yield Line(f"The chain of {_count(reply['records'], 'record')}{since} {verdict}.", "bold")
 
 
 def _problems(reply: Reply) -> Iterator[Block]:
@@ -358,13 +359,28 @@ def _prune(reply: Reply) -> Iterator[Block]:
             f" {_count(reply['moments'], 'moment')} before it."
         )
         yield Line(
-            f"{_count(reply['rows'], 'row')} would go; then"
-            f" {size(reply['freed_bytes'])} of content would be named by nothing.",
+            f"{_count(reply['rows'], 'row')} and {_count(reply['records'], 'record')} of the log"
+            f" would go, and {size(reply['unnamed_bytes'])} of content with them;"
+            f" {size(reply['freed_bytes'])} would come back at once.",
             "bold",
         )
+        yield from _excess(reply)
         return
-    yield Line(f"Dropped {_count(reply['rows'], 'row')}.")
+    yield Line(
+        f"Dropped {_count(reply['rows'], 'row')} and {_count(reply['records'], 'record')}"
+        " of the log."
+    )
     yield from _gc(reply)
+    yield from _excess(reply)
+
+
+def _excess(reply: Reply) -> Iterator[Block]:
+    if reply["excess_bytes"]:
+        yield Line(
+            f"History is {size(reply['excess_bytes'])} above max_history: keep_all, snapshots and"
+            " tags keep that.",
+            "yellow",
+        )
 
 
 def _purge(reply: Reply) -> Iterator[Block]:

@@ -170,7 +170,7 @@ class FileVersionsNode(DirectoryNode):
     async def lookup(self, name: Name, actor: Actor) -> pyfuse3.EntryAttributes | None:
         for version in versions.versions(self._database, self._directory, self._name):
             if b"%d" % version.seq == name:
-                entry = self._past(version.seq, version.ino)
+                entry = self._past(version.moment, version.ino)
                 if entry is not None:
                     return volatile(entry)
         return volatile(negative_entry())
@@ -178,7 +178,7 @@ class FileVersionsNode(DirectoryNode):
     async def _list(self) -> Listing:
         listing: Listing = []
         for version in versions.versions(self._database, self._directory, self._name):
-            entry = self._past(version.seq, version.ino)
+            entry = self._past(version.moment, version.ino)
             if entry is not None:
                 listing.append((b"%d" % version.seq, volatile(entry)))
         return listing

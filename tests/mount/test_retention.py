@@ -125,7 +125,7 @@ def test_purged_content_is_nowhere(mount: Mount) -> None:
     assert (mount.path / "other").read_bytes() == other
     record = mount.json("log", "--kind", "purge")[0]
     assert record["path"] == "secret"
-    mount.ctl("undo", "--last", "1", check=False)
+    mount.ctl("undo", "--last", "4")  # not the purge, but what came before it
     assert file.read_bytes() == b""
 
 
@@ -139,3 +139,43 @@ def test_a_purged_chunk_is_zeros_wherever_it_was(mount: Mount) -> None:
     mount.ctl("purge", "--yes", digest)
     assert (mount.path / "b").read_bytes() == bytes(10_000)
     assert content[:100] not in raw_bytes(mount)
+
+
+def test_purged_attributes_are_nowhere(mount: Mount) -> None:
+    """Not in a page of the database that was given back, nor in its write-ahead log."""
+    first, second = (os.urandom(300).hex().encode() for _ in range(2))
+    other = os.urandom(300).hex().encode()
+    for number in range(300):
+        (mount.path / f"file{number}").touch()
+        os.setxattr(mount.path / f"file{number}", "user.filler", other)
+    file = mount.path / "secret"
+    file.write_bytes(b"content")
+    os.setxattr(file, "user.secret", first)
+    os.setxattr(file, "user.secret", second)
+    (mount.path / ".nexus/snapshots/before").mkdir()
+    os.removexattr(file, "user.secret")
+    for number in range(150):
+        (mount.path / f"file{number}").unlink()
+    assert first in raw_bytes(mount)
+    mount.ctl("purge", "--yes", "secret")
+    raw = raw_bytes(mount)
+    assert first not in raw
+    assert second not in raw
+    assert other in raw
+    assert os.listxattr(mount.path / ".nexus/history/before/secret") == []
+    assert os.getxattr(mount.path / "file200", "user.filler") == other
+
+
+def test_purge_finds_what_no_version_ever_had(mount: Mount) -> None:
+    """What was in the file at an fsync, and overwritten before its session ended."""
+    passing = os.urandom(50_000)
+    (mount.path / "other").write_bytes(b"other")
+    with (mount.path / "secret").open("wb", buffering=0) as file:
+        file.write(passing)
+        os.fsync(file.fileno())
+        file.seek(0)
+        file.write(os.urandom(50_000))
+    assert passing[1000:2000] in raw_bytes(mount)
+    mount.ctl("purge", "--yes", "secret")
+    assert passing[1000:2000] not in raw_bytes(mount)
+    assert (mount.path / "other").read_bytes() == b"other"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path as FilePath
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from nexus_engine import errors
 from nexus_engine.check.fsck import check
 from nexus_engine.config import ClassRule, Retention, Thinning
+from nexus_engine.fs import namespace
 from nexus_engine.history import snapshots
 from nexus_engine.history.moments import resolve_moment
 from nexus_engine.history.undo import plan_undo
@@ -18,10 +20,11 @@ from nexus_engine.oplog.verify import verify_log
 from nexus_engine.retention import gc
 from nexus_engine.retention.policy import Kept, choose
 from nexus_engine.retention.prune import prune
+from nexus_engine.store import Store
 from nexus_engine.types import Seq
-from tests.unit.worlds import ALICE, SECOND, World
+from tests.unit.retaining import DAY, HOUR, MINUTE, beside, seal, stored
+from tests.unit.worlds import ALICE, BOB, World
 
-MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86400 * SECOND
 DAY_THEN_HOURS = Retention(keep_all="1d", thin=[Thinning("1h", "3d"), Thinning("1d", "30d")])
 
 
@@ -87,7 +90,7 @@ async def test_kept_moments_are_whole_and_the_others_are_not_shown(world: World)
     trees = await grow(world)
     snapshots.create(world.store, "pinned", ALICE)
     pinned = world.head - 1
-    dropped = prune(world.store, DAY_THEN_HOURS, ALICE)
+    dropped = prune(world.store, DAY_THEN_HOURS, ALICE).rows
     assert dropped > 100
     whole = expired = 0
     for seq, tree in trees.items():
@@ -103,7 +106,7 @@ async def test_kept_moments_are_whole_and_the_others_are_not_shown(world: World)
     assert world.tree("", Seq(pinned)) == trees[Seq(pinned)]
     assert check(world.store, deep=True) == []
     assert verify_log(world.database).holds
-    assert prune(world.store, DAY_THEN_HOURS, ALICE) < dropped / 5
+    assert prune(world.store, DAY_THEN_HOURS, ALICE).rows < dropped / 5
 
 
 async def test_a_time_means_the_last_kept_moment_before_it(world: World) -> None:
@@ -205,27 +208,60 @@ async def test_gc_leaves_what_an_open_file_relies_on(
     await world.engine.write(handle, 0, same)
     await world.engine.flush(handle)  # its chunks are those of the dead file
     prune(world.store, Retention(keep_all="1d"), ALICE)
-    peer = type(world.store).open(world.path, clock=world.clock)
-    import threading
-
-    results: list[gc.Collected] = []
-
-    def run() -> None:
-        peer = type(world.store).open(world.path, clock=world.clock)
-        results.append(gc.collect(peer))
-        peer.close()
-
-    peer.close()
-    thread = threading.Thread(target=run)
-    thread.start()
-    while thread.is_alive():
-        await world.engine._upkeep()
-    thread.join()
-    assert results[0].packs >= 1
+    assert (await beside(world, gc.collect)).packs >= 1
     await world.engine.release(handle)
     assert world.read("new") == same
     assert check(world.store, deep=True) == []
 
 
-def stored(world: World) -> int:
-    return sum(path.stat().st_size for path in (world.path / "packs").iterdir())
+async def test_what_is_open_is_kept_whoever_removed_it(world: World) -> None:
+    """unlink(2): the file lives until its last descriptor is closed, in another process too."""
+    content = os.urandom(100_000)
+    await world.write("file", content)
+    handle = await world.engine.open(world.inode("file").ino, os.O_RDONLY, ALICE)
+
+    def remove(store: Store) -> None:
+        store.transact(namespace.unlink, BOB, *world.place("file"))
+
+    await beside(world, remove)
+    await seal(world)
+    world.clock.now_ns += 40 * DAY
+    await world.write("other", b"now")
+    await beside(world, lambda store: prune(store, Retention(keep_all="1d"), ALICE))
+    await beside(world, lambda store: gc.collect(store, dead_share=0))
+    assert await world.engine.read(handle, 0, 200_000) == content
+    await world.engine.release(handle)
+    await beside(world, lambda store: prune(store, Retention(keep_all="1d"), ALICE))
+    assert world.database.connection.all("SELECT 1 FROM extent") == [(1,)]
+    assert check(world.store, deep=True) == []
+
+
+async def test_gc_does_not_wait_for_who_only_reads(world: World) -> None:
+    reading = Store.open(world.path, clock=world.clock)
+    await world.write("file", os.urandom(50_000))
+    await world.remove("file")
+    await age_out(world)
+    assert (await beside(world, partial(gc.collect, dead_share=0))).packs >= 1
+    reading.close()
+
+
+async def test_gc_names_the_process_that_does_not_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gc, "WAIT_S", 0.1)
+    await world.write("file", os.urandom(50_000))
+    await world.remove("file")
+    await age_out(world)
+    peer = Store.open(world.path, clock=world.clock)
+    with pytest.raises(errors.StoreBusy, match=rf"process {os.getpid()} \(.+\) writes"):
+        gc.collect(peer, dead_share=0)  # nobody does the engine's upkeep
+    peer.close()
+
+
+async def age_out(world: World) -> None:
+    """Let go of everything but the present."""
+    world.clock.now_ns += 40 * DAY
+    await world.write("other", b"now")
+    await seal(world)
+    for _ in range(2):
+        await beside(world, lambda store: prune(store, Retention(keep_all="1d"), ALICE))

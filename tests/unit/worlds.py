@@ -130,8 +130,7 @@ class World:
     def tree(self, path: str | bytes = "", at: Seq | None = None) -> dict[bytes, tuple[Any, ...]]:
         """Return everything a program sees at and below a path, but ino, ctime and atime."""
         view: View = self.store.reader if at is None else self.database.as_of(at)
-        top = self.inode(path, at)
-        return dict(_walk(self.store, view, top, b""))
+        return walk(self.store, view, self.inode(path, at))
 
     def problems(self, *, deep: bool = False) -> list[str]:
         return [f"{p.code}: {p.where}: {p.message}" for p in check(self.store, deep=deep)]
@@ -159,6 +158,14 @@ def to_path(path: str | bytes) -> Path:
     return Path(path.encode() if isinstance(path, str) else path)
 
 
+def walk(
+    store: Store, view: View | None = None, top: Inode | None = None
+) -> dict[bytes, tuple[Any, ...]]:
+    """Return everything a program sees of a tree, but ino, ctime and atime, by path."""
+    view = view or store.reader
+    return dict(_walk(store, view, top or view.get_inode(ROOT_INO), b""))
+
+
 def _walk(
     store: Store, view: View, inode: Inode, path: bytes
 ) -> Iterator[tuple[bytes, tuple[Any, ...]]]:
@@ -176,4 +183,14 @@ def _walk(
             yield from _walk(store, view, entry.inode, path + b"/" + entry.name)
 
 
-__all__ = ["ALICE", "BEGIN_NS", "BOB", "ROOT_INO", "SECOND", "StepClock", "World", "to_path"]
+__all__ = [
+    "ALICE",
+    "BEGIN_NS",
+    "BOB",
+    "ROOT_INO",
+    "SECOND",
+    "StepClock",
+    "World",
+    "to_path",
+    "walk",
+]

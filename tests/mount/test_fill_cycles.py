@@ -1,0 +1,125 @@
+"""A small disk is filled again and again: nothing kept is lost, and the space comes back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TIMEOUT_S, Mount
+from tests.mount.waiting import wait_until
+
+DISK_BYTES = 200 << 20
+LIVE_BYTES = 4_000_000
+"""What each round leaves in the tree; of the round before, it goes into a snapshot's past."""
+POLICY = "retention:\n  keep_all: 1s\n  keep_log: 1s\n  interval: 1d\nsync_interval_s: 1.0\n"
+ROUNDS, SLOW_ROUNDS = 3, 24
+SNAPSHOTS = 4
+"""Older ones are deleted."""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system takes root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = f"size={DISK_BYTES}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.fixture
+def mount(tmp_path: Path, small_disk: Path) -> Iterator[Mount]:
+    """Return a mount whose store is on the small disk, and keeps next to nothing."""
+    (small_disk / "store").mkdir()
+    (tmp_path / "store").symlink_to(small_disk / "store")
+    (small_disk / "store/store.yaml").write_text(POLICY)
+    mount = Mount(tmp_path)
+    try:
+        yield mount
+        assert mount.check() == []
+        mount.umount()
+        assert mount.unexpected_log_lines() == []
+    finally:
+        if os.path.ismount(mount.path):
+            subprocess.run(["fusermount3", "-uz", mount.path], check=False, timeout=TIMEOUT_S)
+
+
+def fill(directory: Path) -> int:
+    """Write files, over some of them too, until the disk is full; return how many were made."""
+    for number in range(100_000):
+        size_bytes = (1000, 50_000, 3_000_000)[number % 3]
+        try:
+            path = directory / f"file{number}"
+            path.write_bytes(os.urandom(size_bytes))
+            if number % 5 == 0:
+                path.write_bytes(os.urandom(size_bytes))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return number
+    raise AssertionError("the disk was never full")
+
+
+def wait_until_old(mount: Mount) -> None:
+    """Wait until what was done is older than everything that the policy keeps."""
+    mount.sh("sleep 1.2; touch later; sleep 1.2; touch later")
+
+
+def test_space_comes_back_round_after_round(
+    mount: Mount, small_disk: Path, request: pytest.FixtureRequest
+) -> None:
+    """Fill the store, delete, undo, delete again, prune, gc."""
+    rounds = SLOW_ROUNDS if request.config.getoption("--slow") else ROUNDS
+    mount.expected_log += ["No space left", "no space left", "not all that was written"]
+    mount.expected_log += ["the disk is full", "there is room again"]
+    pinned: dict[str, bytes] = {}
+    live = b""
+    freed = 0
+    for number in range(rounds):
+        trash = mount.path / "trash"
+        trash.mkdir()
+        assert fill(trash) > 20
+        listed = sorted(os.listdir(trash))
+        mount.sh("rm -r trash")
+        mount.ctl("undo", "--last", str(len(listed) + 1), "trash")
+        assert sorted(os.listdir(trash)) == listed
+        mount.sh("rm -r trash")
+        wait_until_old(mount)
+        foreseen = mount.json("prune", "--dry-run")[0]
+        done = mount.json("prune")[0]
+        assert done["freed_bytes"] == pytest.approx(foreseen["freed_bytes"], rel=0.05)
+        freed += done["freed_bytes"]
+        wait_until(
+            lambda: not (mount.store / "reserve.in-use").exists(), "the reserve is full again"
+        )
+
+        if live:
+            (mount.path / f".nexus/snapshots/round{number}").mkdir()
+            pinned[f"round{number}"] = live
+        if len(pinned) > SNAPSHOTS:
+            oldest = next(iter(pinned))
+            (mount.path / ".nexus/snapshots" / oldest).rmdir()
+            del pinned[oldest]
+        live = os.urandom(LIVE_BYTES)
+        (mount.path / "kept").write_bytes(live)
+        assert mount.check() == []
+        for name, content in pinned.items():
+            assert (mount.path / f".nexus/snapshots/{name}/kept").read_bytes() == content
+        assert (mount.path / "kept").read_bytes() == live
+    assert freed > rounds * DISK_BYTES * 0.7
+
+    wait_until_old(mount)
+    mount.ctl("prune")
+    wanted = len(live) + sum(map(len, pinned.values()))
+
+    disk = os.statvfs(small_disk)
+    reserve = sum(path.stat().st_blocks * 512 for path in mount.store.glob("reserve*"))
+    used = (disk.f_blocks - disk.f_bavail) * disk.f_frsize - reserve
+    assert used < wanted * 1.1, f"{rounds} rounds: {used} bytes used, {wanted} live or kept"
