@@ -9,7 +9,7 @@ record says so. It never reads EIO.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Collection, Container
 
 from nexus_engine import errors
 from nexus_engine.meta.tail_queries import iter_extents_since
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _NOBODY = Actor(0, 0, command="recovery")
 
 
-def take_back_lost_content(store: Store, packs: Container[str], synced: Seq) -> int:
+def take_back_lost_content(store: Store, packs: Collection[str], synced: Seq) -> int:
     """Find chunks that are named and not there; give their files the content from before.
 
     Args:
@@ -34,6 +34,8 @@ def take_back_lost_content(store: Store, packs: Container[str], synced: Seq) -> 
     Returns:
         How many files went back.
     """
+    if not packs:
+        return 0
     lost: set[Digest] = set()
     seen: set[Digest] = set()
     first: dict[Ino, Seq] = {}

@@ -74,37 +74,51 @@ def recover(store: Store) -> Recovered:
     return done
 
 
+class _Found:
+    """What is in the packs of a process that died."""
+
+    def __init__(self) -> None:
+        self.locations: dict[Digest, tuple[Any, ...]] = {}
+        self.newest: dict[bytes, Intent] = {}
+        """The last intent of each session."""
+        self.whole: dict[bytes, Intent] = {}
+        """The last whose chunks are there. Intents come after their chunks; after a power loss
+        these may be missing all the same, in a pack before. Nothing of such an intent was fsynced,
+        but what an earlier one of the session says may have been."""
+
+
 def _take_over(store: Store, packs: list[str]) -> int:
     """Finish the sessions in a dead process's packs; return how many there were."""
-    intents: dict[bytes, Intent] = {}
-    locations: dict[Digest, tuple[Any, ...]] = {}
+    found = _Found()
     for name in packs:
-        _read_pack(store, name, intents, locations)
+        _read_pack(store, name, found)
+    short = [i for i in found.newest.values() if found.whole.get(i.session) is not i]
+    for intent in _uncommitted(store, short):
+        log.warning(
+            "a write to inode %d by pid %d cannot be finished: some of its chunks did not reach the"
+            " disk; the file keeps its content from before",
+            intent.ino, intent.actor.pid,
+        )  # fmt: skip
     sessions = sum(
-        _finish(store, intent, locations) for intent in _uncommitted(store, intents.values())
+        _finish(store, intent, found.locations)
+        for intent in _uncommitted(store, found.whole.values())
     )
     for name in packs:
         with suppress(errors.ObjectNotFound):
             store.chunks.adopt(name)
     store.database.sync()
-    for name in packs:
-        store.upkeep(store.database.seal_pack, name)
+    store.upkeep(store.database.retire_packs, empty=[], full=packs, chunks=[])
     return sessions
 
 
-def _read_pack(
-    store: Store,
-    name: str,
-    intents: dict[bytes, Intent],
-    locations: dict[Digest, tuple[Any, ...]],
-) -> None:
-    """Collect a pack's chunks and the last intent of each session."""
+def _read_pack(store: Store, name: str, found: _Found) -> None:
+    """Collect a pack's chunks, and intents."""
     # The header says nothing that is not known, and may be what the disk lost.
     scan = store.chunks.scan(name, PACK_HEADER_SIZE)
     try:
         for record in scan:
             if record.kind == KIND_CHUNK:
-                locations[record.digest] = (
+                found.locations[record.digest] = (
                     name, record.offset, record.stored_length, record.length, record.codec,
                 )  # fmt: skip
             elif record.kind == KIND_INTENT:
@@ -113,31 +127,20 @@ def _read_pack(
                 except msgspec.DecodeError as error:
                     log.error("pack %s: unreadable intent at %d: %s", name, record.offset, error)
                     continue
-                known = intents.get(intent.session)
-                newer = known is None or known.flushes < intent.flushes
-                if newer and _has_chunks(store, intent, locations):
-                    intents[intent.session] = intent
+                known = found.newest.get(intent.session)
+                if known is None or known.flushes < intent.flushes:
+                    found.newest[intent.session] = intent
+                    if _has_chunks(store, intent, found.locations):
+                        found.whole[intent.session] = intent
     except errors.ObjectNotFound:
         log.warning("pack %s was registered but never written", name)
 
 
 def _has_chunks(store: Store, intent: Intent, locations: Container[Digest]) -> bool:
-    """Tell whether an intent can be carried out: its chunks were appended before it.
-
-    After a power loss they may be missing all the same, in a pack before this one. Nothing of it
-    was fsynced then, but what an earlier intent of the session says may have been.
-    """
-    missing = sum(
-        extent.digest not in locations and store.reader.find_chunk(extent.digest) is None
+    return all(
+        extent.digest in locations or store.reader.find_chunk(extent.digest) is not None
         for extent in intent.extents
     )
-    if missing:
-        log.warning(
-            "a write to inode %d by pid %d cannot be finished: %d of its chunks did not reach the"
-            " disk; the file keeps its content from before",
-            intent.ino, intent.actor.pid, missing,
-        )  # fmt: skip
-    return not missing
 
 
 def _uncommitted(store: Store, intents: Iterable[Intent]) -> list[Intent]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,6 +20,16 @@ TIMEOUT_S = 60
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests as well")
+    parser.addoption("--seed", type=int, help="what random tests begin with; default: by chance")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Return what this test's choices come from; shown when it fails."""
+    chosen = request.config.getoption("--seed")
+    chosen = random.randrange(1 << 32) if chosen is None else int(chosen)
+    print(f"--seed {chosen}")  # noqa: T201
+    return chosen
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Concatenate, NamedTuple, ParamSpec
 
 from nexus_engine import errors
@@ -185,11 +186,24 @@ def _empty(store: Store, number: int, name: str) -> tuple[int, int]:
         digests = [chunk.digest for chunk in batch]
         _change(store, gc_queries.drop_chunks, number, digests)
     size = _size(store, name)
-    # On the disk first: rows that name a pack which is gone would be lost files.
+    # On the disk first: rows that name a pack which is gone would be lost files. The row of the
+    # pack last: a file that no row knows would stay for ever, with what was purged from it.
+    _sync_others(store)
     store.sync()
     store.objects.delete(pack_key(name))
     _change(store, gc_queries.drop_pack, number)
     return size - copied, copied
+
+
+def _sync_others(store: Store) -> None:
+    """Have the packs that others write on the disk.
+
+    What somebody stored anew because this pack goes is in one of them, and the index points there,
+    also for files that were synced long ago.
+    """
+    for name, _ in store.database.open_packs():
+        with suppress(errors.ObjectNotFound):
+            store.objects.sync(pack_key(name))
 
 
 def _batches(chunks: Iterator[Outgoing]) -> Iterator[list[Outgoing]]:

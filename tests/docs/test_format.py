@@ -12,6 +12,7 @@ from nexus_engine.meta import schema
 from nexus_engine.types import Actor
 from nexusfuse.virtual.numbers import NodeKind
 from tests.conftest import TIMEOUT_S, Mount
+from tests.crash.campaign.failpoints import FAILPOINTS
 from tests.docs.markdown import DOCS, code, fences, rows, section
 
 FORMAT = DOCS / "FORMAT.md"
@@ -39,6 +40,13 @@ def test_every_table_of_the_schema_is_documented() -> None:
     assert {name for row in rows(text) for name in code(row[0])} == tables
     for view in re.findall(r"CREATE VIEW (\w+)", script):
         assert f"`{view}`" in text
+
+
+def test_every_crash_window_names_what_tries_it() -> None:
+    table = rows(section(FORMAT, "Crash windows").text)
+    assert all(row[4] for row in table)
+    failpoints = {name for row in table for name in code(row[4]) if "/" not in name}
+    assert failpoints == set(FAILPOINTS)
 
 
 def test_the_numbers_of_virtual_nodes_are_documented() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import random
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,30 +23,6 @@ from tests.mount.waiting import runs, wait_until
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
 MIB = 1 << 20
 RECOVERED = "which died"
-
-# Writes files without end; each line of the manifest, which is elsewhere, is a promise.
-_WRITER = """
-import hashlib, os, random, sys
-name, manifest = sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-rng = random.Random(sys.argv[3])
-directory = os.open(".", os.O_RDONLY)
-number = 0
-try:
-    while True:
-        number += 1
-        path, size = f"{name}-{number}", rng.choice((0, 1, 5000, 200_000, 1_500_000))
-        content = rng.randbytes(size)
-        with open(path + ".new", "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(path + ".new", path)
-        os.fsync(directory)
-        digest = hashlib.sha256(content).hexdigest()
-        os.write(manifest, f"{path} {size} {digest}\\n".encode())
-except OSError:
-    pass
-"""
 
 
 def test_what_close_returned_for_survives_kill_9(mount: Mount) -> None:
@@ -91,65 +65,6 @@ sys.stdin.read()
     assert (mount.path / "open").read_text() == "flushed"
     actor = mount.json("log", "--kind", "write", "--limit", "1")[0]["actor"]
     assert (actor["pid"], actor["agent"]) == (pid, "alice")
-
-
-def test_kill_9_amid_writers_breaks_no_promise(mount: Mount, tmp_path: Path) -> None:
-    """Rounds of kill and remount; every line of the manifest is there, byte for byte."""
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")  # noqa: T201 - shown when it fails
-    _kill_rounds(mount, tmp_path, random.Random(seed), rounds=3)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_kill_9_amid_writers_many_times(mount: Mount, tmp_path: Path) -> None:
-    """The same, for longer."""
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")  # noqa: T201 - shown when it fails
-    _kill_rounds(mount, tmp_path, random.Random(seed), rounds=40)
-
-
-def _kill_rounds(mount: Mount, tmp_path: Path, rng: random.Random, *, rounds: int) -> None:
-    mount.expected_log = [RECOVERED, "cannot be finished", "was registered but never written"]
-    manifest, promised = tmp_path / "manifest", 0
-    manifest.touch()
-    for round_number in range(rounds):
-        writers = [_start_writer(mount, manifest, f"r{round_number}-w{i}", rng) for i in range(3)]
-        wanted = promised + rng.randrange(5, 30)
-        wait_until(partial(_holds, manifest, wanted), "promises", 60)
-        pid = int(mount.status()["pid"])
-        os.kill(pid, signal.SIGKILL)
-        subprocess.run(["fusermount3", "-uz", mount.path], check=True, timeout=TIMEOUT_S)
-        for writer in writers:
-            writer.wait(60)
-        mount.mount()
-        promised = _lines(manifest)
-        assert promised >= wanted
-        _require_kept(mount.path, manifest)
-        assert mount.check() == []
-
-
-def _start_writer(
-    mount: Mount, manifest: Path, name: str, rng: random.Random
-) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _WRITER, name, str(manifest), f"{rng.random()}"]
-    return subprocess.Popen(command, cwd=mount.path, stderr=subprocess.DEVNULL)
-
-
-def _holds(manifest: Path, lines: int) -> bool:
-    return _lines(manifest) >= lines
-
-
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n")
-
-
-def _require_kept(top: Path, manifest: Path) -> None:
-    for line in manifest.read_text().splitlines():
-        name, size, digest = line.split()
-        content = (top / name).read_bytes()
-        assert len(content) == int(size), name
-        assert hashlib.sha256(content).hexdigest() == digest, name
 
 
 def test_sigterm_keeps_what_was_closed_and_what_is_open(mount: Mount) -> None:

@@ -1,0 +1,241 @@
+"""Places at which a process kills itself, by name: at least one for each window in docs/FORMAT.md.
+
+Nothing of this is in the product. ``armed.py`` wraps its functions in a process of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import apsw
+
+from nexus_engine import engine, owners, recovery, store
+from nexus_engine.backends import local
+from nexus_engine.backup import layout, making
+from nexus_engine.cas import own_packs, writer
+from nexus_engine.fs import content
+from nexus_engine.history.undo import apply
+from nexus_engine.meta import connection, database, gc_queries, transaction
+from nexusfuse import daemon
+
+Wraps = Callable[["Trigger"], None]
+
+
+class Trigger:
+    """Counts how often a place is reached, once it is armed; kills this process the Nth time."""
+
+    def __init__(self, name: str, nth: int, hits: int) -> None:
+        self._name = name
+        self._left = nth
+        self._hits = hits
+        self.armed = False
+
+    def reached(self) -> bool:
+        """Count; tell whether this is the time."""
+        self._left -= self.armed
+        return self.armed and self._left == 0
+
+    def kill(self) -> None:
+        os.write(self._hits, self._name.encode() + b"\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def __call__(self) -> None:
+        if self.reached():
+            self.kill()
+
+
+class Failpoint(NamedTuple):
+    """Where, and when it counts."""
+
+    install: Wraps
+    window: str
+    """Of the table, or of the issue's list; what follows "killed"."""
+    at_start: bool = False
+    """Counts from the beginning of the process; else from SIGUSR1 on."""
+
+
+def before(owner: Any, name: str, when: Callable[..., object] = lambda *_: True) -> Wraps:
+    """Kill when a function is called, where its arguments are of that kind."""
+
+    def install(trigger: Trigger) -> None:
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if when(*args):
+                trigger()
+            return function(*args, **kwargs)
+
+        setattr(owner, name, wrapper)
+
+    return install
+
+
+def after(owner: Any, name: str, when: Callable[..., object] = lambda *_: True) -> Wraps:
+    """Kill when a function has returned."""
+
+    def install(trigger: Trigger) -> None:
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            if when(*args):
+                trigger()
+            return result
+
+        @functools.wraps(function)
+        async def async_wrapper(*args: Any, **kwargs: Any) -> Any:
+            result = await function(*args, **kwargs)
+            if when(*args):
+                trigger()
+            return result
+
+        setattr(owner, name, async_wrapper if inspect.iscoroutinefunction(function) else wrapper)
+
+    return install
+
+
+def _torn_append(trigger: Trigger) -> None:
+    """Kill after half of what an append has to write."""
+    whole = writer._write_all
+
+    def half(fd: int, buffers: list[bytes], offset: int) -> None:
+        if trigger.reached():
+            data = b"".join(buffers)
+            os.pwrite(fd, data[: len(data) // 2 + 1], offset)
+            trigger.kill()
+        whole(fd, buffers, offset)
+
+    writer._write_all = half  # type: ignore[assignment]
+
+
+def _torn_file(suffix: str) -> Wraps:
+    """Kill after half of what SQLite writes to a file."""
+
+    def install(trigger: Trigger) -> None:
+        class File(apsw.VFSFile):
+            def __init__(self, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
+                path = name.filename() if isinstance(name, apsw.URIFilename) else name
+                self._watched = str(path).endswith(suffix)
+                super().__init__("unix", name, flags)
+
+            def xWrite(self, data: bytes, offset: int) -> None:
+                if self._watched and trigger.reached():
+                    super().xWrite(bytes(data)[: len(data) // 2], offset)
+                    trigger.kill()
+                super().xWrite(data, offset)
+
+        class Vfs(apsw.VFS):
+            def __init__(self) -> None:
+                super().__init__("torn", "unix", makedefault=True)
+
+            def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
+                return File(name, flags)
+
+        _KEPT.append(Vfs())
+
+    return install
+
+
+_KEPT: list[apsw.VFS] = []
+"""A VFS lives as long as its object."""
+
+
+def _is_first_write(_: object, handle: Any, *__: object) -> bool:
+    inode = handle.file.inode
+    return handle.file.session is None and inode is not None and inode.size == 0
+
+
+def _has_intent(_: object, handle: Any) -> bool:
+    return handle.file.session is not None and handle.file.session.flushes > 0
+
+
+def _is_foreign(lock: owners.OwnerLock) -> bool:
+    return not lock.owner.startswith(f"{os.getpid()}-")
+
+
+Content, Store, Database = content.Content, store.Store, database.Database
+Transaction = transaction.Transaction
+
+FAILPOINTS = {
+    # while programs write
+    "create-committed": Failpoint(
+        before(Content, "write", _is_first_write), "between a create and the first write"
+    ),
+    "write-returned": Failpoint(after(Content, "write"), "with bytes in memory only"),
+    "close-returned": Failpoint(before(Content, "release", _has_intent), "after a close"),
+    "session-commits": Failpoint(before(content, "commit_session"), "between intent and commit"),
+    "append-torn": Failpoint(_torn_append, "during an append to a pack"),
+    "commit-torn": Failpoint(_torn_file("-wal"), "during a transaction: half a frame"),
+    "transaction-ends": Failpoint(before(Transaction, "end"), "during a transaction: no frame"),
+    "committed": Failpoint(after(Transaction, "end"), "after the commit, before the reply"),
+    "unlinked-open": Failpoint(
+        after(engine.Engine, "_unlinked", lambda e, inode: inode.ino in e.content.unlinked),
+        "while an unlinked file was open",
+    ),
+    # what the daemon does beside that
+    "pack-registered": Failpoint(after(Store, "_add_pack"), "before the first append to a pack"),
+    "pack-seals": Failpoint(before(own_packs.OwnPacks, "_seal"), "during sealing: before"),
+    "pack-sealed": Failpoint(after(writer.PackWriter, "seal"), "during sealing: synced"),
+    "intents-renewed": Failpoint(after(Content, "renew_intents"), "during sealing: intents"),
+    "pack-retires": Failpoint(before(Store, "retire_packs"), "during sealing: before the row"),
+    "pack-retired": Failpoint(after(Database, "retire_packs"), "during sealing: after the row"),
+    "sync-between": Failpoint(before(Database, "sync"), "between the syncs of pack and log"),
+    "checkpoint-torn": Failpoint(_torn_file("meta.db"), "during a checkpoint: half a page"),
+    "checkpointed": Failpoint(after(connection.Connection, "checkpoint"), "after a checkpoint"),
+    # while the store is taken over
+    "recovering-rewound": Failpoint(
+        after(recovery, "take_back_lost_content"), "while recovering: looked for losses", True
+    ),
+    "recovering-session": Failpoint(
+        after(recovery, "_finish"), "while recovering: a session finished", True
+    ),
+    "recovering-seals": Failpoint(
+        before(Database, "seal_pack"), "while recovering: before a pack is sealed", True
+    ),
+    "recovering-sealed": Failpoint(
+        after(Database, "seal_pack"), "while recovering: a pack sealed", True
+    ),
+    "recovering-leaves": Failpoint(
+        before(owners.OwnerLock, "release", _is_foreign), "while recovering: lock held", True
+    ),
+    # mounting
+    "mounted": Failpoint(after(daemon, "mount"), "while mounting", True),
+    "ready": Failpoint(
+        before(daemon, "raise_read_ahead"), "while mounting: before it serves", True
+    ),
+    # making a store
+    "making-opened": Failpoint(after(store, "migrate"), "while making a store: tables", True),
+    "making-rooted": Failpoint(after(Database, "transact"), "while making a store: root", True),
+    "making-closed": Failpoint(after(Database, "close"), "while making a store: no name yet", True),
+    # commands
+    "undo-writes": Failpoint(after(apply, "_write_inode"), "during an undo"),
+    "undo-ends": Failpoint(after(apply, "_record"), "during an undo: before its record"),
+    "snapshot-writes": Failpoint(after(Transaction, "add_snapshot"), "during a snapshot"),
+    "backup-copies-database": Failpoint(
+        after(connection.Connection, "copy_to"), "during a backup: database copied", True
+    ),
+    "backup-copies-packs": Failpoint(
+        before(making._Making, "_copy_packs"), "during a backup: before the packs", True
+    ),
+    "backup-ends": Failpoint(
+        before(making._Making, "_finish"), "during a backup: before the manifest", True
+    ),
+    "backup-tidies": Failpoint(
+        before(layout.BackupDirectory, "sweep"), "during a backup: before old packs go", True
+    ),
+    "gc-marks": Failpoint(after(gc_queries, "retire"), "during gc: packs marked", True),
+    "gc-moves": Failpoint(after(gc_queries, "move_chunks"), "during gc: chunks moved", True),
+    "gc-removes": Failpoint(
+        before(local.LocalObjectStore, "delete"), "during gc: before the file goes", True
+    ),
+    "gc-removed": Failpoint(
+        after(local.LocalObjectStore, "delete"), "during gc: before the row goes", True
+    ),
+}

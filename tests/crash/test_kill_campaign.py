@@ -1,0 +1,59 @@
+"""``kill -9`` of the daemon at any instant and at every named point: no promise is broken."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.crash.campaign.failpoints import FAILPOINTS
+from tests.crash.campaign.kills import Campaign
+
+SLOW_ROUNDS = 60
+"""Of each kind and run of the long tests; another seed, other rounds."""
+FEW = ("small", "held")
+COMMANDS = ("making", "undo", "snapshot", "backup", "gc")
+"""Failpoints of these are not for a mount that is written to: test_kill_commands.py."""
+NAMED = [name for name in FAILPOINTS if name.split("-")[0] not in COMMANDS]
+AMID_WRITERS = [name for name in NAMED if not FAILPOINTS[name].at_start]
+WHILE_MOUNTING = [name for name in NAMED if FAILPOINTS[name].at_start]
+
+
+@pytest.fixture
+def campaign(tmp_path: Path, seed: int) -> Iterator[Campaign]:
+    running = Campaign(tmp_path, seed)
+    try:
+        yield running
+    finally:
+        print(running.figures)  # noqa: T201 - shown with -s or when it fails
+        running.close()
+
+
+def test_a_kill_at_any_instant_breaks_no_promise(campaign: Campaign) -> None:
+    campaign.run([()] * 3)
+    assert campaign.figures.in_flight.total() >= 3  # killed while programs waited for a reply
+    assert campaign.figures.promises > 100
+
+
+def test_a_kill_at_each_named_point_breaks_no_promise(campaign: Campaign) -> None:
+    """Each window of the table in docs/FORMAT.md; `run` requires that the point was reached."""
+    campaign.run([*([name] for name in AMID_WRITERS), WHILE_MOUNTING], FEW)
+    assert set(campaign.figures.hits) == set(NAMED)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(880)
+def test_kills_at_random_instants_many_times(campaign: Campaign) -> None:
+    campaign.run([()] * SLOW_ROUNDS)
+    assert campaign.figures.in_flight.total() >= SLOW_ROUNDS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(880)
+def test_kills_at_named_points_many_times(campaign: Campaign, seed: int) -> None:
+    rng = random.Random(seed)
+    amid = [rng.choice([[], [rng.choice(AMID_WRITERS)]]) for _ in range(SLOW_ROUNDS)]
+    campaign.run([[*point, *rng.sample(WHILE_MOUNTING, 1)] for point in amid])
+    assert campaign.figures.hits.total() == SLOW_ROUNDS + sum(map(len, amid))
