@@ -103,7 +103,8 @@ class LocalObjectStore:
         path = self._path(key)
         self._drop(key)
         try:
-            path.unlink()
+            path.unlink(missing_ok=True)
+            sync_directory(path.parent)
         except OSError as error:
             if error.errno not in _GONE:
                 raise translate(error, f"delete {key}") from error
