@@ -74,7 +74,10 @@ class Connection:
         self.path = path
         try:
             self._db = apsw.Connection(path, flags=flags, statementcachesize=256)
-            self.execute = self._db.execute
+        except apsw.Error as error:
+            raise translate(error) from error
+        self.execute = self._db.execute
+        try:
             # Reads and writes run inline in the event loop: never wait for another process's lock
             # here, the caller retries when it can.
             self._db.set_busy_timeout(0)
@@ -82,6 +85,7 @@ class Connection:
             for pragma in (*pragmas, "cache_size = -32768", "foreign_keys = OFF"):
                 self._db.execute(f"PRAGMA {pragma}")
         except apsw.Error as error:
+            self.close()
             raise translate(error) from error
 
     def one(self, sql: str, arguments: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:

@@ -160,7 +160,7 @@ class UndoQueries:
         try:
             yield
         finally:
-            self._connection.run("ROLLBACK")
+            self._connection.rollback()
 
     def operations(self, seqs: Iterable[Seq]) -> list[Operation]:
         """Return the records, in the order of the log; those that don't exist are left out."""
