@@ -206,7 +206,7 @@ async def test_a_writer_of_single_bytes_takes_little_memory_and_keeps_nobody_wai
 ) -> None:
     """Each piece is an extent: a session ends before there are too many of them."""
     engine = Engine.start(store)
-    handle, inode = await engine.create(ROOT_INO, Name(b"file"), 0o644, ALICE)
+    handle, _ = await engine.create(ROOT_INO, Name(b"file"), 0o644, ALICE)
     pieces = 3 * SESSION_EXTENTS_MAX
     for index in range(pieces):
         await engine.write(handle, index * 2, b"x")
