@@ -39,9 +39,8 @@ from nexus_engine.meta.connection import DATABASE_NAME
 from nexus_engine.meta.reader import resolve
 from nexus_engine.oplog import reader as oplog
 from nexus_engine.oplog.reader import LogEntry, LogQuery
-from nexus_engine.permissions.modes import READ
-from nexus_engine.records import parse_details
 from nexus_engine.permissions.modes import READ, allows
+from nexus_engine.records import parse_details
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Name, Path, Seq
 
