@@ -14,6 +14,7 @@ from nexus_engine.times import parse_age
 
 CONFIG_NAME = "store.yaml"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_BYTES_MAX = 1 << 16
 
 _SIZES = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB|%)")
@@ -155,11 +156,14 @@ def load_config(store: FilePath) -> StoreConfig:
     """
     path = store / CONFIG_NAME
     try:
-        text = path.read_text()
+        with path.open("rb") as file:
+            text = file.read(_BYTES_MAX + 1)
     except FileNotFoundError:
         return StoreConfig()
+    if len(text) > _BYTES_MAX:
+        raise errors.InvalidArgument(f"{path}: more than {_BYTES_MAX} bytes of settings")
     try:
         value: Any = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         return msgspec.convert(value or {}, StoreConfig)
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise errors.InvalidArgument(f"{path}: {error}") from error

@@ -108,7 +108,7 @@ class Engine:
             log.error("not everything is in the log: %s; the next mount finishes it", error)
             self.store.abandon()
         else:
-            self.store.close()
+            self.store.leave()
 
     # -- the tree --
 

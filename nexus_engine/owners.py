@@ -83,6 +83,8 @@ def claim(peers: Path) -> OwnerLock:
 
 def _claim(peers: Path) -> OwnerLock:
     peers.mkdir(mode=0o700, exist_ok=True)
+    if peers.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, "a symbolic link")
     while True:
         path = peers / f"{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}"
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -132,7 +134,8 @@ def take_over(peers: Path, owner: str) -> OwnerLock | None:
     """
     path = peers / f"{owner}{_SUFFIX}"
     try:
-        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(path, flags, 0o600)
     except OSError as error:
         raise translate(error, f"use {path}") from error
     deadline_s = time.monotonic() + DYING_LIMIT_S

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nexus_engine import errors
+from nexus_engine.backends.files import translate
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,16 @@ class Reserve:
         """Give a slice up; return whether there was one.
 
         Not all at once: programs that write to the disk themselves would have it soon.
+
+        Raises:
+            NoSpace, StoreInaccessible, ObjectStoreFailed: The disk does not even let go of it.
         """
+        try:
+            return self._spend()
+        except OSError as error:
+            raise translate(error, "use the reserve") from error
+
+    def _spend(self) -> bool:
         with contextlib.suppress(FileNotFoundError):
             self._whole.rename(self._rest)
         self.look()
@@ -98,7 +108,17 @@ class Reserve:
         self.fill()
 
     def fill(self) -> None:
-        """Allocate what is missing, if there is room for that and for some work besides."""
+        """Allocate what is missing, if there is room for that and for some work besides.
+
+        Raises:
+            NoSpace, StoreInaccessible, ObjectStoreFailed.
+        """
+        try:
+            self._fill()
+        except OSError as error:
+            raise translate(error, "fill the reserve") from error
+
+    def _fill(self) -> None:
         path = self._rest if self.spent else self._whole
         held, wanted = _size(path), self._wanted_bytes()
         if held < wanted and self.free_bytes() < (wanted - held) * 5 // 4:

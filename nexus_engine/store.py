@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -82,11 +83,13 @@ class Store:
             StoreNotFound, StoreInaccessible, StoreVersion, CorruptMetadata.
         """
         try:
-            (path / DATABASE_NAME).stat()
+            kind = (path / DATABASE_NAME).lstat().st_mode
         except FileNotFoundError:
             raise errors.StoreNotFound(f"no store at {path}; nexus-ctl mount makes one") from None
         except OSError as error:
             raise errors.StoreInaccessible(f"cannot look into {path}: {error.strerror}") from error
+        if not stat.S_ISREG(kind):
+            raise errors.StoreInaccessible(f"{path / DATABASE_NAME} is not a regular file")
         config = load_config(path)
         Reserve(path, config.reserve_mib * _MIB).spend_if_full()
         connection = Connection(str(path / DATABASE_NAME))

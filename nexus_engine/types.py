@@ -56,15 +56,15 @@ class Inode(NamedTuple):
 
     @property
     def is_dir(self) -> bool:
-        return stat.S_ISDIR(self.mode)
+        return self.mode & 0o170000 == stat.S_IFDIR
 
     @property
     def is_file(self) -> bool:
-        return stat.S_ISREG(self.mode)
+        return self.mode & 0o170000 == stat.S_IFREG
 
     @property
     def is_symlink(self) -> bool:
-        return stat.S_ISLNK(self.mode)
+        return self.mode & 0o170000 == stat.S_IFLNK
 
 
 class Dentry(NamedTuple):
@@ -99,6 +99,15 @@ class Extent(NamedTuple):
         return Extent(
             self.start + skipped, self.length - skipped, self.digest, self.chunk_offset + skipped
         )
+
+
+AGENT_MAX = 255
+"""Characters of an agent's name: it is in every record and intent."""
+
+
+def agent_name(said: bytes) -> str:
+    """Return what ``NEXUS_AGENT`` says as text of a bounded length."""
+    return said.decode(errors="replace")[:AGENT_MAX]
 
 
 class Actor(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pyfuse3
 
-from nexus_engine.types import Actor
+from nexus_engine.types import Actor, agent_name
 
 AGENT_VARIABLE = b"NEXUS_AGENT="
 CACHE_MAX = 256
@@ -155,5 +155,5 @@ def _own_agent(pid: int) -> str:
         return ""
     for entry in environ.split(b"\0"):
         if entry.startswith(AGENT_VARIABLE):
-            return entry[len(AGENT_VARIABLE) :].decode(errors="replace")
+            return agent_name(entry[len(AGENT_VARIABLE) :])
     return ""

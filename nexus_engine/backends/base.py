@@ -71,7 +71,7 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove the object; no error if there is none.
+        """Remove the object; no error if there is none. Durable when it returns.
 
         A process that hears of a deletion by another should delete too: it lets go of what
         it keeps open, and so of the space.

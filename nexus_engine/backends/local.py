@@ -19,6 +19,9 @@ from nexus_engine.errors import EngineError, ObjectNotFound
 _PARTIAL = ".partial"
 """Suffix of a copy that is not complete yet; no key may end in it."""
 
+_REGULAR = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""No object is a link that leads out of the store, or a pipe that nobody writes to."""
+
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -103,7 +106,7 @@ class LocalObjectStore:
         path = self._path(key)
         self._drop(key)
         try:
-            path.unlink()
+            path.unlink(missing_ok=True)
             sync_directory(path.parent)
         except OSError as error:
             if error.errno not in _GONE:
@@ -125,7 +128,7 @@ class LocalObjectStore:
         file = self._find_open(key)
         if file is not None:
             return file
-        file = OpenFile(os.open(self._path(key), os.O_RDONLY))
+        file = OpenFile(os.open(self._path(key), os.O_RDONLY | _REGULAR))
         if not stat.S_ISREG(os.fstat(file.fd).st_mode):
             raise IsADirectoryError(errno.EISDIR, "not an object")
         with self._lock:
@@ -193,7 +196,7 @@ class LocalObjectStore:
 
 def _sync_file(path: Path, *, again: bool = False) -> None:
     """Sync a file; ``again``: after an attempt that failed."""
-    fd = os.open(path, os.O_RDWR if again else os.O_RDONLY)
+    fd = os.open(path, (os.O_RDWR if again else os.O_RDONLY) | _REGULAR)
     try:
         if again:
             write_again(fd)

@@ -67,8 +67,7 @@ def rebuild_index(store: Store, progress: Progress) -> Rebuilt:
         rebuilt = fill_index(connection, LocalObjectStore(store.path), progress)
         connection.run("COMMIT")
     finally:
-        if connection.in_transaction:
-            connection.run("ROLLBACK")
+        connection.rollback()
     return rebuilt
 
 

@@ -41,7 +41,7 @@ def check(
             if any(p.code == "schema" and p.where.startswith("table") for p in found):
                 break  # the rest cannot be asked
     finally:
-        connection.run("ROLLBACK")
+        connection.rollback()
     return found
 
 

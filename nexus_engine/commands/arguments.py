@@ -16,6 +16,8 @@ from nexus_engine.types import NAME_MAX, Path
 
 PAGE_MAX = 100_000
 """Records in one reply; who wants more asks for the next page."""
+_BYTES = frozenset({"path", "to", "key", "value"})
+"""Arguments that stand for bytes; the others are text."""
 _SEQ_MAX = 2**63 - 1
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=_SEQ_MAX)]
@@ -154,9 +156,14 @@ def parse_arguments(request: Request, type_: type[A]) -> A:
         InvalidCommand: A type, range or name that does not fit.
     """
     try:
-        return msgspec.convert(request.args, type_)
+        args = msgspec.convert(request.args, type_)
+        for name in args.__struct_fields__:
+            value = getattr(args, name)
+            if isinstance(value, str) and name not in _BYTES:
+                value.encode()  # or no database takes it
     except (msgspec.ValidationError, UnicodeError) as error:
         raise errors.InvalidCommand(f"{request.verb}: {error}") from error
+    return args
 
 
 def to_path(text: str) -> Path:

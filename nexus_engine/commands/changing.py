@@ -18,7 +18,7 @@ from nexus_engine.commands.arguments import (
     to_text,
 )
 from nexus_engine.commands.reading import TAG_PREFIX, iso_time
-from nexus_engine.commands.walking import find, groups_of, moment, require, require_keeper
+from nexus_engine.commands.walking import find, groups_of, may_list, moment, require, require_keeper
 from nexus_engine.fs import attributes
 from nexus_engine.history import restore as restoring
 from nexus_engine.history import snapshots
@@ -30,6 +30,8 @@ from nexus_engine.store import Store
 from nexus_engine.types import Actor, Inode, Path, Seq
 
 _ACTOR_FIELDS = ("uid", "pid", "command", "agent", "principal")
+HIDDEN = "(hidden)"
+"""Stands for a path in a directory that whoever asks may not list."""
 CHANGES_SHOWN = 10_000
 """Changed paths that a reply names; it always has their number."""
 
@@ -86,7 +88,10 @@ def _undo(work: Work, seqs: list[Seq], selector: Selector, *, force: bool, dry_r
         "reverted": len(plan.reverted),
         "change_count": len(items),
         "changes": [_change(item) for item in (items if dry_run else items[:CHANGES_SHOWN])],
-        "conflicts": [_conflict(conflict) for conflict in plan.conflicts],
+        "conflicts": [
+            _conflict(conflict, shown=may_list(work.store, conflict.path, work.actor))
+            for conflict in plan.conflicts
+        ],
     }
 
 
@@ -99,12 +104,16 @@ def _change(item: Item) -> dict[str, Any]:
     }
 
 
-def _conflict(conflict: Conflict) -> dict[str, Any]:
-    """Return what was left alone; ``by`` is who is in the way, and since when."""
+def _conflict(conflict: Conflict, *, shown: bool) -> dict[str, Any]:
+    """Return what was left alone; ``by`` is who is in the way, and since when.
+
+    Args:
+        shown: Whoever asks may know of the path.
+    """
     by = conflict.by
     return {
         "seq": conflict.seq,
-        "path": to_text(conflict.path),
+        "path": to_text(conflict.path) if shown else HIDDEN,
         "what": conflict.what,
         "reason": conflict.reason,
         "by": None

@@ -37,6 +37,7 @@ def verify_log(work: Work, args: NoArguments) -> Reply:
 
 def fsck(work: Work, args: FsckArguments) -> Reply:
     """Check every invariant."""
+    require_keeper(work.store, work.actor)  # what is wrong with whose file, wherever it is
     done = itertools.count(1)
     problems = check(
         work.store,

@@ -20,7 +20,16 @@ from nexus_engine.commands.arguments import (
     to_path,
     to_text,
 )
-from nexus_engine.commands.walking import find, moment, reach, require, require_keeper
+from nexus_engine.commands.walking import (
+    find,
+    groups_of,
+    is_keeper,
+    may_reach,
+    moment,
+    reach,
+    require,
+    require_keeper,
+)
 from nexus_engine.history import diff as diffing
 from nexus_engine.history import snapshots
 from nexus_engine.history.versions import Version, read_content
@@ -30,7 +39,7 @@ from nexus_engine.meta.connection import DATABASE_NAME
 from nexus_engine.meta.reader import resolve
 from nexus_engine.oplog import reader as oplog
 from nexus_engine.oplog.reader import LogEntry, LogQuery
-from nexus_engine.permissions.modes import READ
+from nexus_engine.permissions.modes import READ, allows
 from nexus_engine.records import parse_details
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Name, Path, Seq
@@ -102,8 +111,19 @@ def log(work: Work, args: LogArguments) -> Reply:
 
 
 def history(work: Work, args: HistoryArguments) -> Reply:
-    """Return the operations at or below a path; each is a moment."""
-    return _page(work.store, LogQuery(path=to_path(args.path)), args.limit)
+    """Return the operations at or below a path; each is a moment.
+
+    For whom directories below, or from where a file came, may be closed: those on one file.
+    """
+    if is_keeper(work.store, work.actor):
+        return _page(work.store, LogQuery(path=to_path(args.path)), args.limit)
+    path, inode = find(work.store, args.path, work.actor)
+    require(work.store.reader, inode, READ, path, work.actor)
+    if inode.is_dir:
+        require_keeper(work.store, work.actor)
+    page = _page(work.store, LogQuery(path=path), args.limit)
+    own = [found for found in page["operations"] if found["ino"] == inode.ino]
+    return page | {"operations": [found | {"path2": None} for found in own]}
 
 
 def _page(store: Store, query: LogQuery, limit: int) -> Reply:
@@ -147,19 +167,35 @@ def versions(work: Work, args: PathArguments) -> Reply:
     found = versions_of(work.store.database, parent.ino, Name(name))
     if not found:
         raise errors.NotFound(f"there never was a file /{args.path}")
-    return {"versions": [_version(version) for version in found]}
+    return {"versions": [_version(work, version) for version in found]}
 
 
-def _version(version: Version) -> dict[str, Any]:
+def _version(work: Work, version: Version) -> dict[str, Any]:
+    digest = version.digest if _may_read(work, version) else None
     return {
         "seq": version.seq,
         "time": iso_time(version.time_ns),
         "time_ns": version.time_ns,
         "size": version.size,
         "kind": version.kind,
-        "sha256": None if version.digest is None else version.digest.hex(),
+        "sha256": None if digest is None else digest.hex(),
         "actor": version.actor._asdict(),
     }
+
+
+def _may_read(work: Work, version: Version) -> bool:
+    """Tell whether an actor may read a version, by the permissions of then and of now."""
+    if is_keeper(work.store, work.actor):
+        return True
+    path = work.store.reader.find_path(version.ino)
+    if path is not None and not may_reach(work.store, path, work.actor):
+        return False
+    groups = (work.actor.gid, *groups_of(work.actor))
+    views = (work.store.reader, work.store.database.as_of(version.seq))
+    found = [(view, view.find_inode(version.ino)) for view in views]
+    return all(
+        inode is None or allows(view, inode, READ, work.actor.uid, groups) for view, inode in found
+    )
 
 
 def diff(work: Work, args: DiffArguments) -> Reply:

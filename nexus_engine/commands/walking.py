@@ -8,7 +8,7 @@ from nexus_engine import errors
 from nexus_engine.commands.arguments import to_path, to_text
 from nexus_engine.history.moments import resolve_moment
 from nexus_engine.meta.reader import View
-from nexus_engine.permissions.modes import SEARCH, allows
+from nexus_engine.permissions.modes import READ, SEARCH, allows
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Inode, Name, Path, Seq
 
@@ -63,14 +63,37 @@ def require(view: View, inode: Inode, want: int, path: Path, actor: Actor) -> No
         raise errors.PermissionDenied(f"no permission for /{to_text(path)}")
 
 
+def may_list(store: Store, path: Path, actor: Actor) -> bool:
+    """Tell whether an actor may know of the name at a path: list the directory that it is in."""
+    directory = Path(path.rpartition(b"/")[0])
+    try:
+        require(store.reader, reach(store.reader, directory, actor), READ, path, actor)
+    except (errors.NotFound, errors.PermissionDenied):
+        return is_keeper(store, actor)
+    return True
+
+
+def may_reach(store: Store, path: Path, actor: Actor) -> bool:
+    """Tell whether an actor gets to a path: may search every directory on the way."""
+    try:
+        reach(store.reader, path, actor)
+    except errors.PermissionDenied:
+        return False
+    return True
+
+
 def moment(store: Store, text: str) -> Seq:
     """Return what a moment means now."""
     return resolve_moment(store.database, text, store.clock.time_ns())
 
 
+def is_keeper(store: Store, actor: Actor) -> bool:
+    return actor.uid in (0, store.path.stat().st_uid)
+
+
 def require_keeper(store: Store, actor: Actor) -> None:
     """Refuse who neither owns the store nor is root, where permission bits are not looked at."""
-    if actor.uid not in (0, store.path.stat().st_uid):
+    if not is_keeper(store, actor):
         raise errors.OperationNotPermitted(
             "only root and the owner of the store may do this; from .nexus/history everybody can"
             " copy what they may read"

@@ -34,6 +34,8 @@ INLINE_BYTES = 65536
 """Up to this size hashing and compressing costs less than a thread's wake-up."""
 INLINE_RANGES = 32
 BATCH_RANGES = 1024
+SESSION_EXTENTS_MAX = 4096
+"""A session of more pieces ends: its commit would keep others waiting, and it takes memory."""
 _STORED_MAX = 65536
 _COMMIT_BYTES = 512 * 1024
 """What a full disk should still have for the record of what was written."""
@@ -247,15 +249,19 @@ class Content:
         try:
             session = file.session or self._begin(file, handle.actor)
             # Before, not after: a write that fails must not have happened.
+            crowd = len(session.staged) + session.dirty.count
+            if crowd >= SESSION_EXTENTS_MAX and file.ino not in self.unlinked:
+                await self._seal(file)
+                session = file.session or self._begin(file, handle.actor)
             if session.dirty.bytes >= CHUNK_BYTES and (full := session.dirty.full_ranges()):
                 await self._stage(session, full)
             if crowded := session.dirty.crowded_ranges():
                 await self._stage(session, crowded)
             if self.held.active:
                 data = data[: self._allowance(file, session, offset, len(data))]
-            before = session.dirty.bytes
+            before = session.dirty.footprint
             session.write(offset, data, self._clock.time_ns())
-            self._dirty_bytes += session.dirty.bytes - before
+            self._dirty_bytes += session.dirty.footprint - before
             self._hold(file)
         finally:
             file.gate.give()
@@ -317,16 +323,16 @@ class Content:
             begun = file.session is None
             session = file.session or self._begin(file, actor)
             cut_off = session.beyond(size) if flush else None
-            before = session.dirty.bytes
+            before = session.dirty.footprint
             session.truncate(size, self._clock.time_ns())
-            self._dirty_bytes += session.dirty.bytes - before
+            self._dirty_bytes += session.dirty.footprint - before
             if cut_off is not None:
                 try:
                     await self._flush(file)
                 except errors.EngineError:
-                    before = session.dirty.bytes
+                    before = session.dirty.footprint
                     session.take_back(cut_off)
-                    self._dirty_bytes += session.dirty.bytes - before
+                    self._dirty_bytes += session.dirty.footprint - before
                     if begun:
                         file.session = None
                     raise
@@ -397,8 +403,9 @@ class Content:
     ) -> None:
         for extent in _extents(ranges, digests):
             session.staged.put(extent)
-        self._dirty_bytes -= sum(len(dirty.data) for dirty in ranges)
+        before = session.dirty.footprint
         session.dirty.remove(ranges)
+        self._dirty_bytes += session.dirty.footprint - before
 
     async def _stage_all(self, session: WriteSession) -> None:
         """Move all dirty ranges into chunks, a bounded number of bytes at a time."""
@@ -485,7 +492,7 @@ class Content:
         if session is None:
             return
         if file.ino in self.unlinked and file.handles == 0:
-            self._dirty_bytes -= session.dirty.bytes
+            self._dirty_bytes -= session.dirty.footprint
         else:
             await self._stage_all(session)
             if file.ino in self.unlinked:

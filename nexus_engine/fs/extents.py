@@ -10,6 +10,8 @@ CHUNK_BYTES = 1024 * 1024
 """Files are cut at multiples of this, so that equal content gives equal chunks."""
 
 
+RANGE_BYTES = 512
+"""What a range takes beside its bytes."""
 RANGES_MAX = 256
 """Separate dirty ranges within one chunk's length, before they are moved into chunks."""
 
@@ -86,9 +88,16 @@ class DirtyMap:
         self._windows: dict[int, list[DirtyRange]] = {}
         self._crowded: set[int] = set()
         self.bytes = 0
+        self.count = 0
+        """Ranges."""
 
     def __bool__(self) -> bool:
         return bool(self._windows)
+
+    @property
+    def footprint(self) -> int:
+        """Bytes of memory, about: a range of one byte takes some hundred."""
+        return self.bytes + self.count * RANGE_BYTES
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Take ``data`` at ``offset``, over what was there."""
@@ -109,6 +118,7 @@ class DirtyMap:
         ranges = self._windows.get(index)
         if ranges is None:
             self._windows[index] = [DirtyRange(start, bytearray(data))]
+            self.count += 1
             self.bytes += len(data)
             return
         last = ranges[-1]
@@ -122,6 +132,7 @@ class DirtyMap:
         joined = [r for r in ranges if r.start <= end and r.end >= start]
         if not joined:
             ranges.append(DirtyRange(start, bytearray(data)))
+            self.count += 1
             ranges.sort(key=lambda r: r.start)
             self.bytes += len(data)
             return
@@ -132,6 +143,7 @@ class DirtyMap:
             merged.data[old.start - merged.start : old.end - merged.start] = old.data
         merged.data[start - merged.start : end - merged.start] = data
         self.bytes += len(merged.data) - before
+        self.count += 1 - len(joined)
         ranges[:] = sorted([r for r in ranges if r not in joined] + [merged], key=lambda r: r.start)
 
     def truncate(self, size: int) -> None:
@@ -145,6 +157,8 @@ class DirtyMap:
                     self.bytes -= surplus
                 if dirty.data:
                     kept.append(dirty)
+                else:
+                    self.count -= 1
             if kept:
                 self._windows[index] = kept
             else:
@@ -188,6 +202,7 @@ class DirtyMap:
             index = dirty.start // CHUNK_BYTES
             ranges = self._windows[index]
             ranges.remove(dirty)
+            self.count -= 1
             if not ranges:
                 del self._windows[index]
                 self._crowded.discard(index)

@@ -16,6 +16,7 @@ import msgspec
 from nexus_engine import errors
 from nexus_engine.fs.extents import DirtyMap, ExtentMap
 from nexus_engine.fs.gate import Gate
+from nexus_engine.meta.reader import EXTENT_MAX_BYTES
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
 from nexus_engine.reserve import frees_space
@@ -23,6 +24,10 @@ from nexus_engine.types import SIZE_MAX, Actor, Digest, Extent, Ino, Inode, Seq
 
 INTENT_EXTENTS_MAX = 256
 """A session with more staged extents is committed rather than described in an intent."""
+
+
+_NUMBER_MAX = 1 << 63
+_DIGEST_BYTES = 32
 
 
 class Intent(msgspec.Struct, frozen=True, array_like=True):
@@ -41,6 +46,27 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
     mtime_ns: int
     actor: Actor
     extents: list[Extent]
+
+    def __post_init__(self) -> None:
+        """Refuse what no session says: a pack may hold anything."""
+        if self.version != 1:
+            raise ValueError(f"version {self.version} of an intent is unknown")
+        if not 0 < self.ino < _NUMBER_MAX:
+            raise ValueError(f"no inode has the number {self.ino}")
+        counts = (self.flushes, self.head, self.base, *self.actor[:4], self.actor.session)
+        if not all(0 <= count < _NUMBER_MAX for count in counts):
+            raise ValueError("a number is out of bounds")
+        if not (-_NUMBER_MAX <= self.mtime_ns < _NUMBER_MAX):
+            raise ValueError("its time is out of bounds")
+        if not (0 <= self.end <= SIZE_MAX and 0 <= (self.floor or 0) <= SIZE_MAX):
+            raise ValueError("its size is out of bounds")
+        for extent in self.extents:
+            if len(extent.digest) != _DIGEST_BYTES or not (
+                0 <= extent.start < extent.end <= SIZE_MAX
+                and extent.length <= EXTENT_MAX_BYTES
+                and 0 <= extent.chunk_offset < EXTENT_MAX_BYTES
+            ):
+                raise ValueError("an extent is out of bounds")
 
 
 class CutOff(NamedTuple):

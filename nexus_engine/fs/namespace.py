@@ -10,6 +10,7 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from nexus_engine import errors
+from nexus_engine.meta.reader import PATH_DEPTH_MAX
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.permissions import acl
 from nexus_engine.records import Change
@@ -313,10 +314,13 @@ def _require_no_loop(tx: Transaction, moved: Inode, new_parent: Ino) -> None:
     if not moved.is_dir:
         return
     current = new_parent
-    while current != ROOT_INO:
+    for _ in range(PATH_DEPTH_MAX):
+        if current == ROOT_INO:
+            return
         if current == moved.ino:
             raise errors.InvalidArgument("a directory cannot move into itself")
         current = tx.parent_of(current)
+    raise errors.CorruptMetadata("the directories go round in a circle; run nexus-ctl fsck")
 
 
 def _require_replaceable(tx: Transaction, moved: Inode, other: Inode, name: Name) -> None:

@@ -26,6 +26,8 @@ _SHARED = (
     "wal_autocheckpoint = 0",
     "mmap_size = 268435456",
     "temp_store = MEMORY",
+    # What a database of somebody else's making has in it does nothing but compute.
+    "trusted_schema = OFF",
 )
 _ALONE = ("locking_mode = EXCLUSIVE", "journal_mode = MEMORY", "synchronous = OFF")
 
@@ -74,7 +76,10 @@ class Connection:
         self.path = path
         try:
             self._db = apsw.Connection(path, flags=flags, statementcachesize=256)
-            self.execute = self._db.execute
+        except apsw.Error as error:
+            raise translate(error) from error
+        self.execute = self._db.execute
+        try:
             # Reads and writes run inline in the event loop: never wait for another process's lock
             # here, the caller retries when it can.
             self._db.set_busy_timeout(0)
@@ -85,6 +90,7 @@ class Connection:
             for pragma in (*pragmas, "cache_size = -32768", "foreign_keys = OFF"):
                 self._db.execute(f"PRAGMA {pragma}")
         except apsw.Error as error:
+            self.close()
             raise translate(error) from error
 
     def one(self, sql: str, arguments: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
@@ -264,9 +270,26 @@ def migrate(connection: Connection) -> None:
             )
         for script in schema.MIGRATIONS[version:]:
             connection.run(script)
+        _require_schema(connection)
         if version != schema.VERSION:
             connection.run(f"PRAGMA application_id = {schema.APPLICATION_ID}")
             connection.run(f"PRAGMA user_version = {schema.VERSION}")
         connection.run("COMMIT")
     finally:
         connection.rollback()
+
+
+def _require_schema(connection: Connection) -> None:
+    """Refuse a database that lacks a table, or does more than is asked of it.
+
+    Raises:
+        CorruptMetadata: It is not what Nexus makes.
+    """
+    found = connection.all("SELECT type, name FROM sqlite_schema")
+    missing = sorted({("table", name) for name in schema.TABLES}.difference(found))
+    if missing:
+        raise errors.CorruptMetadata(
+            f"{connection.path} has no table {missing[0][1]}; restore a backup"
+        )
+    if any(kind == "trigger" for kind, _ in found):
+        raise errors.CorruptMetadata(f"{connection.path} has triggers, which are not of Nexus")

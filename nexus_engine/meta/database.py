@@ -216,8 +216,8 @@ class Database:
         path = Path(self.connection.path + "-wal")
         try:
             if self._wal_fd < 0:
-                self._wal_fd = os.open(path, os.O_RDWR)
                 sync_directory(path.parent)
+                self._wal_fd = os.open(path, os.O_RDWR)
             if self._unsure:
                 with self._own_connection().without_writers():
                     write_again(self._wal_fd)

@@ -39,10 +39,14 @@ _LAST_GONE = (
     " FROM inode_past i LEFT JOIN oplog o ON o.seq = i.to_seq"
     " WHERE i.ino = ? ORDER BY i.to_seq DESC LIMIT 1"
 )
-_EXTENTS = (
+OVERLAPPING = (
+    # They are disjoint: to the left of a range one at most reaches into it. In a window of the
+    # longest extent there may be millions.
     "SELECT start, length, digest, chunk_offset FROM extent"
-    " WHERE ino = ? AND start < ? AND start > ? AND start + length > ? ORDER BY start"
+    " WHERE ino = ?1 AND start < ?3 AND start + length > ?2 AND start >="
+    " coalesce((SELECT max(start) FROM extent WHERE ino = ?1 AND start <= ?2), ?2) ORDER BY start"
 )
+"""Of (ino, start, end) of a range: the current extents that overlap it."""
 
 
 class Listed(NamedTuple):
@@ -170,8 +174,7 @@ class Reader:
         Returns:
             Holes are absent: the caller zero-fills.
         """
-        end = start + length
-        rows = self._all(_EXTENTS, (ino, end, start - EXTENT_MAX_BYTES, start))
+        rows = self._all(OVERLAPPING, (ino, start, start + length))
         return [Extent._make(row) for row in rows]
 
     def stored_bytes(self, ino: Ino) -> int:

@@ -6,6 +6,8 @@ interval ``[from_seq, to_seq)`` in which it was true. All ``*_ns`` are nanosecon
 
 from __future__ import annotations
 
+import re
+
 APPLICATION_ID = 0x4E585553  # "NXUS"
 
 _V1 = """
@@ -326,3 +328,5 @@ MIGRATIONS = (_V1, _V2)
 """Script ``i`` takes a store from version ``i`` to ``i + 1``. Never edited once released."""
 
 VERSION = len(MIGRATIONS)
+
+TABLES = frozenset(re.findall(r"^CREATE TABLE (\w+)", "".join(MIGRATIONS), re.MULTILINE))

@@ -13,7 +13,7 @@ from nexus_engine.clock import Clock, uuid7
 from nexus_engine.meta import quotas
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.quotas import Accounts, Quota, Usage
-from nexus_engine.meta.reader import EXTENT_MAX_BYTES, AsOfReader, Reader, name_hash
+from nexus_engine.meta.reader import OVERLAPPING, AsOfReader, Reader, name_hash
 from nexus_engine.types import (
     NO_INO,
     ROOT_INO,
@@ -52,10 +52,6 @@ _BURY_DENTRY = (
 _DROP_DENTRY = "DELETE FROM dentry WHERE parent = ? AND hash = ? AND name = ?"
 _ADD_CHILD_CHANGE = "INSERT OR IGNORE INTO child_change (parent, seq) VALUES (?, ?)"
 _TOUCH = "UPDATE inode SET touched_ns = ?, nlink = nlink + ? WHERE ino = ?"
-_OVERLAPPING = (
-    "SELECT start, length, digest, chunk_offset FROM extent"
-    " WHERE ino = ? AND start < ? AND start > ? AND start + length > ?"
-)
 _BURY_EXTENT = (
     "INSERT INTO extent_past (ino, start, length, digest, chunk_offset, from_seq, to_seq)"
     " SELECT ino, start, length, digest, chunk_offset, from_seq, ?3 FROM extent"
@@ -355,7 +351,7 @@ class Transaction(Reader):
         self._clear_range(ino, start, end)
 
     def _clear_range(self, ino: Ino, start: int, end: int) -> None:
-        rows = self._all(_OVERLAPPING, (ino, end, start - EXTENT_MAX_BYTES, start))
+        rows = self._all(OVERLAPPING, (ino, start, end))
         for old in map(Extent._make, rows):
             self._run(_BURY_EXTENT, (ino, old.start, self.seq))
             self._run("DELETE FROM extent WHERE ino = ? AND start = ?", (ino, old.start))

@@ -174,7 +174,7 @@ def opened(path: FilePath) -> Iterator[Store]:
 
 def own_actor() -> Actor:
     """Return who runs this command."""
-    from nexus_engine.types import Actor
+    from nexus_engine.types import Actor, agent_name
 
     fields = FilePath("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
     return Actor(
@@ -184,7 +184,7 @@ def own_actor() -> Actor:
         start_ticks=int(fields[19]),
         command="nexus-ctl",
         session=os.getsid(0),
-        agent=os.environ.get("NEXUS_AGENT", ""),
+        agent=agent_name(os.environb.get(b"NEXUS_AGENT", b"")),
     )
 
 

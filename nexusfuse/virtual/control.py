@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections import Counter
 from typing import Any
 
 import pyfuse3
@@ -13,7 +14,7 @@ import trio
 from nexus_engine import commands, errors
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Inode
-from nexusfuse.ctl import control, grammar
+from nexusfuse.ctl import control, grammar, render
 from nexusfuse.virtual.base import OpenFile, direct_file
 from nexusfuse.virtual.numbers import NodeKind
 from nexusfuse.virtual.reports import FileNode
@@ -22,6 +23,47 @@ log = logging.getLogger(__name__)
 
 REPLIES_MAX = 64
 """Users whose last reply is kept for a separate ``cat``."""
+REPLY_MAX = 1 << 20
+"""Bytes of a reply that is kept so; who wants more reads from what it wrote to."""
+WAITING_MAX = 64 << 20
+"""Bytes of replies that wait for one user to read them; past that, no further commands."""
+COMMANDS_MAX = 8
+"""Commands that run at a time, each in a thread with a store of its own."""
+COMMANDS_OF_USER_MAX = 2
+_USERS_MAX = 256
+_TRIM_BYTES = 1 << 16
+
+
+class ControlLimits:
+    """What one user may take of the daemon through ``control``."""
+
+    def __init__(self) -> None:
+        self.all = trio.CapacityLimiter(COMMANDS_MAX)
+        self._users: dict[int, trio.CapacityLimiter] = {}
+        self._waiting: Counter[int] = Counter()
+
+    def of_user(self, uid: int) -> trio.CapacityLimiter:
+        """Return what bounds the commands of a user that run at a time."""
+        if len(self._users) >= _USERS_MAX:
+            idle = [u for u, limit in self._users.items() if not limit.statistics().borrowed_tokens]
+            for user in idle:
+                del self._users[user]
+        return self._users.setdefault(uid, trio.CapacityLimiter(COMMANDS_OF_USER_MAX))
+
+    def wait(self, uid: int, size: int) -> None:
+        """Note that so many bytes more (or fewer) wait for a user to read them."""
+        self._waiting[uid] += size
+        if not self._waiting[uid]:
+            del self._waiting[uid]
+
+    def require_room(self, uid: int) -> None:
+        """Refuse a user who does not read replies.
+
+        Raises:
+            StoreBusy: There are too many already.
+        """
+        if self._waiting[uid] > WAITING_MAX:
+            raise errors.StoreBusy("read or close the replies to earlier commands first")
 
 
 class ControlNode(FileNode):
@@ -60,18 +102,26 @@ class ControlNode(FileNode):
     async def _run_text(self, text: str, actor: Actor, output: ControlFile) -> None:
         """Serve a person with ``echo`` and ``cat``."""
         try:
-            request, render = grammar.parse(text, self._path())
+            request, show = grammar.parse(text, self._path())
             reply = await self._execute(request, actor, None)
         except errors.EngineError as error:
-            output.add(f"error: {error}\n".encode(errors="surrogateescape"))
+            output.add(f"error: {render.printable(str(error))}\n".encode())
             raise
-        output.add(render(reply).encode(errors="surrogateescape"))
+        output.add(show(reply).encode(errors="surrogateescape"))
 
     async def _execute(
         self, request: commands.Request, actor: Actor, output: ControlFile | None
     ) -> Any:
         if self._tree.read_only and commands.can_change(request):
             raise errors.ReadOnly(f"{request.verb}: mounted read-only")
+        limits = self._tree.limits
+        limits.require_room(actor.uid)
+        async with limits.of_user(actor.uid), limits.all:
+            return await self._execute_now(request, actor, output)
+
+    async def _execute_now(
+        self, request: commands.Request, actor: Actor, output: ControlFile | None
+    ) -> Any:
         await self._engine.settle()
 
         def progress(what: str, done: int, total: int | None) -> None:
@@ -108,11 +158,21 @@ class ControlFile:
         self._output = bytearray(reply)
         self._taken = 0
         self._running = False
+        self._closed = False
+        self._waiting = 0
+        """Bytes of ``_output`` that are counted as waiting to be read."""
         self._news = trio.Event()
 
     def add(self, line: bytes) -> None:
+        if self._closed:
+            return
         self._output += line
+        self._wait(len(line))
         self._news.set()
+
+    def _wait(self, size: int) -> None:
+        self._waiting += size
+        self._node._tree.limits.wait(self._actor.uid, size)
 
     async def write(self, offset: int, data: bytes) -> int:
         if len(data) > control.LINE_MAX:
@@ -123,6 +183,7 @@ class ControlFile:
             return len(data)
         self._output.clear()
         self._taken = 0
+        self._wait(-self._waiting)
         if self._streams:
             self._running = True
             self._node._tree.start_soon(self._run_streaming, data)
@@ -149,7 +210,15 @@ class ControlFile:
 
     def _keep_reply(self) -> None:
         replies = self._node._tree.replies
-        replies[self._actor.uid, self._node._directory] = bytes(self._output)
+        if len(self._output) <= REPLY_MAX:
+            kept = bytes(self._output)
+        else:
+            kept = b"error: a reply of more than a mebibyte; open control for both and read there\n"
+        replies.pop((self._actor.uid, self._node._directory), None)
+        replies[self._actor.uid, self._node._directory] = kept
+        if not self._streams:
+            self._output.clear()  # nobody can read it here
+            self._wait(-self._waiting)
         while len(replies) > REPLIES_MAX:
             del replies[next(iter(replies))]
 
@@ -159,6 +228,10 @@ class ControlFile:
             await self._news.wait()
         data = bytes(self._output[self._taken : self._taken + length])
         self._taken += len(data)
+        if self._taken >= _TRIM_BYTES and not self._running:
+            del self._output[: self._taken]
+            self._wait(-min(self._taken, self._waiting))
+            self._taken = 0
         return data
 
     async def flush(self) -> None:
@@ -168,4 +241,6 @@ class ControlFile:
         return
 
     async def release(self) -> None:
-        return
+        self._closed = True
+        self._output.clear()
+        self._wait(-self._waiting)

@@ -8,7 +8,7 @@ import pyfuse3
 
 from nexus_engine import errors
 from nexus_engine.engine import Engine
-from nexus_engine.meta.reader import AsOfReader
+from nexus_engine.meta.reader import PATH_DEPTH_MAX, AsOfReader
 from nexus_engine.permissions.acl import NAMES as ACLS
 from nexus_engine.permissions.modes import READ, SEARCH, allows
 from nexus_engine.types import ROOT_INO, Actor, Ino, Inode, Name, Seq
@@ -26,6 +26,7 @@ from nexusfuse.virtual.base import (
 from nexusfuse.virtual.numbers import Moments
 
 _BATCH = 64
+_NAMES_TRIED = 64
 _FMODE_EXEC = 0x20
 """Among the flags of an open by execve(2); ``__FMODE_EXEC`` of Linux."""
 
@@ -110,14 +111,36 @@ class PastNode(BaseNode):
             return
         gids = {actor.gid} | groups_of(actor.pid)
         current = ino
-        while True:
+        for _ in range(PATH_DEPTH_MAX):
             reader = self._engine.reader
             live = reader.find_inode(current)
             if live is not None and not allows(reader, live, want, actor.uid, gids):
                 raise errors.PermissionDenied("not readable now")
             if current == ROOT_INO:
-                return
+                break
             current, want = self._view.parent_of(current), SEARCH
+        if not self._is_reachable(ino, actor, gids):
+            raise errors.PermissionDenied("not reachable now")
+
+    def _is_reachable(self, ino: Ino, actor: Actor, gids: set[int]) -> bool:
+        """Tell whether a live inode has a name that the actor can use; what is gone has none."""
+        reader = self._engine.reader
+        dentries = reader.dentries_of(ino)
+        return not dentries or any(
+            self._may_search(dentry.parent, actor, gids) for dentry in dentries[:_NAMES_TRIED]
+        )
+
+    def _may_search(self, directory: Ino, actor: Actor, gids: set[int]) -> bool:
+        reader = self._engine.reader
+        current = directory
+        for _ in range(PATH_DEPTH_MAX):
+            inode = reader.find_inode(current)
+            if inode is None or not allows(reader, inode, SEARCH, actor.uid, gids):
+                return False
+            if current == ROOT_INO:
+                return True
+            current = reader.parent_of(current)
+        return False
 
 
 class PastDirectory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import stat
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from nexus_engine.meta.database import Database
 from nexus_engine.oplog import reader as log_reader
 from nexus_engine.records import Record, parse_details
 from nexus_engine.types import Actor, Ino, Inode, Path, Seq
+from nexusfuse.ctl.render import printable
 from nexusfuse.virtual.base import (
     BaseNode,
     FixedFile,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 LOG_RECORDS = 1000
 """Records that ``log`` shows."""
 EVENTS_BATCH = 256
+_CONTROLS = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
+"""DEL and the C1 controls in UTF-8, some of which terminals act on."""
 
 
 class FileNode(BaseNode):
@@ -74,7 +78,7 @@ class StatusNode(FileNode):
 
     async def open(self, flags: int, actor: Actor) -> tuple[OpenFile, pyfuse3.FileInfo]:
         require_read_only(flags)
-        lines = [f"{key} {value}\n" for key, value in self._tree.status().items()]
+        lines = [f"{key} {printable(str(value))}\n" for key, value in self._tree.status().items()]
         return FixedFile("".join(lines).encode()), direct_file()
 
 
@@ -176,7 +180,12 @@ def record_line(record: Record, undone: bool) -> bytes:  # noqa: FBT001
     }
     if record.path2 is not None:
         line["path2"] = _text(record.path2)
-    return msgspec.json.encode(line) + b"\n"
+    # JSON escapes the other control characters itself.
+    return _CONTROLS.sub(_escape, msgspec.json.encode(line)) + b"\n"
+
+
+def _escape(found: re.Match[bytes]) -> bytes:
+    return b"\\u%04x" % ord(found[0].decode())
 
 
 def _text(path: bytes) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from nexus_engine.engine import Engine
 from nexus_engine.fs.attributes import NewAttributes
+from nexus_engine.fs.content import SESSION_EXTENTS_MAX
 from nexus_engine.fs.files import Handle
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Name
@@ -197,4 +198,22 @@ async def test_a_pack_is_not_left_before_what_was_promised_in_it_is_elsewhere(st
     )
     engine = Engine.start(store)
     assert (await content(engine, b"file")).startswith(b"promised")
+    await engine.close()
+
+
+async def test_a_writer_of_single_bytes_takes_little_memory_and_keeps_nobody_waiting(
+    store: Path,
+) -> None:
+    """Each piece is an extent: a session ends before there are too many of them."""
+    engine = Engine.start(store)
+    handle, _ = await engine.create(ROOT_INO, Name(b"file"), 0o644, ALICE)
+    pieces = 3 * SESSION_EXTENTS_MAX
+    for index in range(pieces):
+        await engine.write(handle, index * 2, b"x")
+        session = handle.file.session
+        assert session is not None
+        assert len(session.staged) + session.dirty.count <= SESSION_EXTENTS_MAX
+    await engine.release(handle)
+    assert (await content(engine, b"file"))[: 2 * pieces] == (b"x\0" * pieces)[:-1]
+    assert engine.figures()["dirty_bytes"] == 0
     await engine.close()
