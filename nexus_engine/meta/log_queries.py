@@ -111,6 +111,8 @@ def find_seq_at(connection: Connection, time_ns: int) -> Seq | None:
     low, high = row or (None, None)
     if low is None or high is None:
         return None
+    if time_ns < 0:
+        return None  # perhaps beyond what SQLite takes
     if _time_of(connection, low) > time_ns:
         row = connection.one("SELECT max(seq) FROM main.kept WHERE time_ns <= ?", (time_ns,))
         return None if row is None else row[0]
