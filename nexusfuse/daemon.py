@@ -18,6 +18,7 @@ from nexus_engine import __version__
 from nexus_engine.check import scrub
 from nexus_engine.engine import Engine
 from nexus_engine.oplog.peers import PeerSocket
+from nexus_engine.services import Services
 from nexusfuse import logs, scheduling
 from nexusfuse.invalidate import Invalidator
 from nexusfuse.liveness import Watchers
@@ -130,11 +131,12 @@ async def _serve(
                     read_only=options.read_only,
                     shared=options.allow_other,
                 )
+                services = Services(engine)
                 nursery.start_soon(_stop_on_signal, signals, mountpoint, watchers)
                 for service, *arguments in (
-                    (engine.run_upkeep,),
-                    (engine.run_retention,),
-                    (engine.run_scrub,),
+                    (services.run_upkeep,),
+                    (services.run_retention,),
+                    (services.run_scrub,),
                     (_follow_peers, peers, invalidator),
                     (_notify_pollers, engine, operations.tree),
                     (watchers.beat,),

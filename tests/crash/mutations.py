@@ -21,6 +21,7 @@ from nexus_engine.fs.files import Handle
 from nexus_engine.history import snapshots
 from nexus_engine.permissions.acl import ACCESS
 from nexus_engine.retention.prune import prune
+from nexus_engine.services import Services
 from nexus_engine.store import Store
 from tests.unit.worlds import ALICE, BEGIN_NS, BOB, SECOND, StepClock, World
 
@@ -238,9 +239,10 @@ async def _pack_is_complete(scene: Scene) -> None:
 
 
 async def _upkeep(scene: Scene) -> None:
-    scene.engine._synced = (0.0, scene.engine.reader.head())
-    await scene.engine._upkeep()
-    await scene.engine._upkeep()
+    services = Services(scene.engine)
+    services._synced = (0.0, scene.engine.reader.head())
+    await services.upkeep()
+    await services.upkeep()
 
 
 async def _prune(scene: Scene) -> None:

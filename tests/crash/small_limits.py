@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nexus_engine import engine
+from nexus_engine import services
 from nexus_engine.cas import writer
 from nexus_engine.meta import database
 
@@ -12,4 +12,4 @@ def use_small_limits() -> None:
     setattr(writer, "PACK_SIZE", 256 << 10)  # noqa: B010 - a name that it imports
     database.CHECKPOINT_BYTES = 128 << 10
     database.RESTART_BYTES = 256 << 10
-    engine.UPKEEP_INTERVAL_S = 0.02
+    services.UPKEEP_INTERVAL_S = 0.02

@@ -23,6 +23,7 @@ BOB = Actor(uid=0, gid=0, pid=2, command="b", session=2, agent="bob")
 DYING = """
 import os, pathlib, signal, sys, trio
 from nexus_engine.engine import Engine
+from nexus_engine.services import Services
 from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.types import ROOT_INO, Actor, Name
 
@@ -125,7 +126,7 @@ async def test_a_session_survives_the_packs_that_fill_up_meanwhile(store: Path) 
         "big, _ = await engine.create(ROOT_INO, Name(b'big'), 0o644, actor)",
         "for i in range(70): await engine.write(big, i << 20, os.urandom(1 << 20))",
         "await engine.release(big)",
-        "await engine._upkeep()",
+        "await Services(engine).upkeep()",
     )
     engine = Engine.start(store)
     assert await content(engine, b"file") == b"precious"
@@ -193,7 +194,7 @@ async def test_a_pack_is_not_left_before_what_was_promised_in_it_is_elsewhere(st
         "chunks = engine.store.chunks",
         "chunks.finish({pack.pack for pack in chunks.packs_written()})",
         "await engine.write(handle, 100, b'later')",
-        "await engine._upkeep()",
+        "await Services(engine).upkeep()",
         "assert not engine.store.complete_packs()",
     )
     engine = Engine.start(store)

@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 
 from nexus_engine import errors
+from nexus_engine.services import Services
 from nexus_engine.store import Store
 from tests.unit.worlds import SECOND, World
 
@@ -34,7 +35,7 @@ async def beside(world: World, action: Callable[[Store], R]) -> R:
         async def keep_up() -> None:
             while True:
                 with contextlib.suppress(errors.StoreBusy):
-                    await world.engine._upkeep()
+                    await Services(world.engine).upkeep()
                 await anyio.sleep(0.01)
 
         tasks.start_soon(keep_up)
@@ -47,7 +48,7 @@ async def beside(world: World, action: Callable[[Store], R]) -> R:
 async def seal(world: World) -> None:
     """Have the engine begin a new pack: gc leaves alone what is being written."""
     world.store.chunks.finish({pack.pack for pack in world.store.chunks.packs_written()})
-    await world.engine._upkeep()
+    await Services(world.engine).upkeep()
 
 
 def stored(world: World) -> int:

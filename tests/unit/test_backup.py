@@ -26,6 +26,7 @@ from nexus_engine.history.select import Selector
 from nexus_engine.meta.connection import DATABASE_NAME, RESTART_WAIT_MS, Connection
 from nexus_engine.retention import gc
 from nexus_engine.retention.prune import prune
+from nexus_engine.services import Services
 from nexus_engine.types import Seq
 from tests.docs.markdown import DOCS, code, rows, section
 from tests.unit.backups import Reopened, flip, pack_of, past
@@ -224,7 +225,7 @@ async def forget_much(world: World) -> None:
     await world.write("kept", os.urandom(30_000))
     for _ in range(20):
         await world.write("changing", os.urandom(20_000))
-    await world.engine._upkeep()
+    await Services(world.engine).upkeep()
     world.clock.now_ns += 40 * 86400 * SECOND
     await world.write("other", b"now")
     prune(world.store, Retention(keep_all="1d"), ALICE)

@@ -20,6 +20,7 @@ from nexus_engine.oplog.verify import verify_log
 from nexus_engine.retention import gc
 from nexus_engine.retention.policy import Kept, choose
 from nexus_engine.retention.prune import prune
+from nexus_engine.services import Services
 from nexus_engine.store import Store
 from nexus_engine.types import Seq
 from tests.unit.retaining import DAY, HOUR, MINUTE, beside, seal, stored
@@ -179,7 +180,7 @@ async def test_gc_moves_what_is_live_and_removes_the_rest(
     for number in range(100):
         await world.write("changing", os.urandom(20_000) + b"%d" % number)
     last = world.read("changing")
-    await world.engine._upkeep()
+    await Services(world.engine).upkeep()
     before = stored(world)
     assert gc.collect(world.store).packs == 0  # all of it is history
     world.clock.now_ns += 40 * DAY
@@ -203,7 +204,7 @@ async def test_gc_leaves_what_an_open_file_relies_on(
     await world.write("filler", os.urandom(150_000))
     await world.remove("old")
     world.clock.now_ns += 40 * DAY
-    await world.engine._upkeep()
+    await Services(world.engine).upkeep()
     handle, _ = await world.engine.create(*world.place("new"), 0o644, ALICE)
     await world.engine.write(handle, 0, same)
     await world.engine.flush(handle)  # its chunks are those of the dead file

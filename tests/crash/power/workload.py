@@ -19,6 +19,7 @@ from nexus_engine import errors
 from nexus_engine.engine import Engine
 from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.fs.files import Handle
+from nexus_engine.services import Services
 from nexus_engine.types import ROOT_INO, Actor, Ino, Name
 from tests.crash.campaign.steps import Step, content_of
 from tests.crash.campaign.writer import WRITERS
@@ -43,6 +44,7 @@ class EngineHands:
         self, engine: Engine, recorder: Recorder, top: str, rng: random.Random, steps: int
     ) -> None:
         self._engine = engine
+        self._services = Services(engine)
         self._recorder = recorder
         self._top = top
         self._rng = rng
@@ -77,7 +79,7 @@ class EngineHands:
                 await engine.sync()
             case ["upkeep"]:
                 with suppress(errors.StoreBusy):  # as run_upkeep does: the next round does it
-                    await engine._upkeep()
+                    await self._services.upkeep()
             case ["create", path]:
                 parent, name = await self._split(path)
                 self._handles[path], _ = await engine.create(parent, name, 0o644, ACTOR)

@@ -1,0 +1,199 @@
+"""What goes on beside requests for as long as a store is served: upkeep, retention, scrub.
+
+A service runs for ever and is restarted by its supervisor. What takes long runs in a thread, with
+the store opened a second time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from functools import partial
+
+import anyio
+import anyio.to_thread
+
+from nexus_engine import errors
+from nexus_engine.check import scrub as scrubbing
+from nexus_engine.config import Retention, Scrub, parse_bytes, seconds
+from nexus_engine.engine import Engine
+from nexus_engine.meta import gc_queries, log_pruning_queries
+from nexus_engine.retention import gc
+from nexus_engine.retention.prune import prune
+from nexus_engine.store import Store
+from nexus_engine.types import Actor
+
+log = logging.getLogger(__name__)
+
+UPKEEP_INTERVAL_S = 1.0
+ROOM_PAUSE_S = 60.0
+"""Between two attempts at making room."""
+DEAD_SHARE_WHEN_LOW = 0.1
+SCRUB_LOOK_S = 3600.0
+"""So often a daemon looks whether a scrub is due."""
+_DAMAGE_LOGGED = 100
+
+
+class Services:
+    """The services of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._store = engine.store
+        self._content = engine.content
+        self._synced = (time.monotonic(), engine.reader.head())
+        self._made_room_s = float("-inf")
+        self._was_full = False
+
+    async def run_upkeep(self) -> None:
+        """Sync, seal long sessions and shorten the write-ahead log, for ever."""
+        failing = ""
+        while True:
+            await anyio.sleep(UPKEEP_INTERVAL_S)
+            try:
+                await self.upkeep()
+                failing = ""
+            except errors.StoreBusy:
+                continue  # another process is writing; the next round does it
+            except errors.EngineError as error:
+                # A full disk, say: nothing is lost by waiting, and one line says it all.
+                if str(error) != failing:
+                    log.error("upkeep: %s; trying again", error)
+                failing = str(error)
+
+    async def run_retention(self) -> None:
+        """Prune by the store's policy, again and again; without one, do nothing for ever."""
+        policy = self._store.config.retention
+        if policy is None:
+            await anyio.sleep_forever()
+            return
+        while True:
+            dead_share = await self._until_pruning(policy)
+            try:
+                await self._engine.in_peer(partial(_prune, policy, dead_share))
+            except errors.EngineError as error:
+                log.error("pruning: %s; trying again in %s", error, policy.interval)
+
+    async def _until_pruning(self, policy: Retention) -> float:
+        """Wait until it is time to prune, or until room is wanted that may be made.
+
+        Returns:
+            Which share of a pack must be dead for gc to rewrite it.
+        """
+        begun_s, interval_s = time.monotonic(), seconds(policy.interval)
+        while (waited_s := time.monotonic() - begun_s) < interval_s:
+            await anyio.sleep(min(UPKEEP_INTERVAL_S, interval_s - waited_s))
+            reserve = self._store.reserve
+            # What is not old enough yet may be a minute later.
+            due = time.monotonic() - self._made_room_s >= ROOM_PAUSE_S
+            if policy.make_room and due and reserve.is_low():
+                log.warning("%d bytes are left on the disk: pruning early", reserve.free_bytes())
+                self._made_room_s = time.monotonic()
+                await self._finish_packs()
+                return DEAD_SHARE_WHEN_LOW
+        return gc.DEAD_SHARE
+
+    async def _finish_packs(self) -> None:
+        """Begin new packs, so that gc can look at those of now."""
+        self._store.chunks.finish({pack.pack for pack in self._store.chunks.packs_written()})
+        await self._retire_packs()
+
+    async def run_scrub(self) -> None:
+        """Read all content again, now and then, in a thread that stops when this is cancelled."""
+        policy = self._store.config.scrub
+        if policy is None:
+            await anyio.sleep_forever()
+            return
+        while True:
+            await anyio.sleep(min(seconds(policy.interval), SCRUB_LOOK_S))
+            stop = threading.Event()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_set_when_cancelled, stop)
+                try:
+                    await self._engine.in_peer(partial(_scrub_if_due, policy, stop))
+                except errors.EngineError as error:
+                    log.error("scrub: %s; trying again later", error)
+                tasks.cancel_scope.cancel()
+
+    async def upkeep(self) -> None:
+        """Do one round of it."""
+        await anyio.to_thread.run_sync(self._store.reserve.renew)
+        if self._store.reserve.spent and not self._was_full:
+            await self._finish_packs()
+        self._was_full = self._store.reserve.spent
+        limit_ns = int(self._store.config.session_limit_s * 1e9)
+        try:
+            await self._content.seal_all(older_than_ns=self._store.clock.time_ns() - limit_ns)
+            self._content.hold_unlinked()
+            self._content.drop_unlinked()
+            self._content.write_access_times()
+        finally:
+            # Also with the disk full: what makes room waits for our answers.
+            await self._keep_store()
+
+    async def _keep_store(self) -> None:
+        await self._leave_packs()
+        self._store.objects.forget_deleted()
+        config = self._store.config
+        now_s, head = time.monotonic(), self._store.reader.head()
+        due = now_s - self._synced[0] >= config.sync_interval_s
+        if due and (head != self._synced[1] or self._store.has_unsynced_chunks()):
+            await self._engine.sync()
+            self._synced = (now_s, head)
+        await anyio.to_thread.run_sync(self._store.checkpoint)
+        await self._retire_packs()
+
+    async def _retire_packs(self) -> None:
+        """Have recovery, and nobody but gc, look into complete packs no more."""
+        await anyio.to_thread.run_sync(self._store.chunks.seal_full)
+        complete = self._store.complete_packs()
+        if complete:
+            await self._content.renew_intents()
+            await self._engine.sync()
+            self._store.with_reserve(self._store.retire_packs, complete)
+
+    async def _leave_packs(self) -> None:
+        """Answer gc, which wants to know that nobody begins to rely on a pack that goes."""
+        connection = self._store.database.connection
+        packs = gc_queries.unseen_packs(connection, self._store.owner)
+        closing = log_pruning_queries.closing_packs(connection, self._store.owner)
+        if self._store.chunks.finish({name for _, name in packs}.union(closing)):
+            return  # first these must be sealed; the next round sees to that
+        if packs:
+            await self._content.leave_packs([name for _, name in packs])
+            numbers = [number for number, _ in packs]
+            self._store.with_reserve(gc_queries.note_seen, connection, numbers, self._store.owner)
+
+
+def _prune(policy: Retention, dead_share: float, store: Store) -> None:
+    actor = Actor(store.path.stat().st_uid, 0, os.getpid(), command="retention")
+    done = prune(store, policy, actor)
+    collected = gc.collect(store, dead_share=dead_share)
+    log.info(
+        "pruned %d rows and %d records; gave back %d bytes in %d packs",
+        done.rows, done.records, collected.freed_bytes, collected.packs,
+    )  # fmt: skip
+    if done.excess_bytes:
+        log.info("history is %d bytes above max_history", done.excess_bytes)
+
+
+def _scrub_if_due(policy: Scrub, stop: threading.Event, store: Store) -> None:
+    state = scrubbing.load_state(store)
+    since_ns = state.ended_ns or store.reader.store_value("created_ns") or 0
+    due_ns = since_ns + seconds(policy.interval) * 10**9
+    if not state.pack and store.clock.time_ns() < due_ns:
+        return
+    done = scrubbing.scrub(store, rate_bytes=parse_bytes(policy.rate), pause=stop.wait)
+    if done.complete:
+        log.info("scrub: read %d chunks, %d bytes", done.chunks, done.read_bytes)
+        for problem in done.problems[:_DAMAGE_LOGGED]:
+            log.error("scrub: %s: %s", problem.where, problem.message)
+
+
+async def _set_when_cancelled(event: threading.Event) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        event.set()
