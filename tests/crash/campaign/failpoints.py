@@ -21,7 +21,7 @@ from nexus_engine.cas import own_packs, writer
 from nexus_engine.fs import content
 from nexus_engine.history.undo import apply
 from nexus_engine.meta import connection, database, gc_queries, transaction
-from nexusfuse import daemon
+from nexusfuse import daemon, liveness
 
 Wraps = Callable[["Trigger"], None]
 
@@ -176,7 +176,7 @@ FAILPOINTS = {
     "transaction-ends": Failpoint(before(Transaction, "end"), "during a transaction: no frame"),
     "committed": Failpoint(after(Transaction, "end"), "after the commit, before the reply"),
     "unlinked-open": Failpoint(
-        after(engine.Engine, "_unlinked", lambda e, inode: inode.ino in e.content.unlinked),
+        after(engine.Engine, "_unlinked", lambda e, inode, *_: inode.ino in e.content.unlinked),
         "while an unlinked file was open",
     ),
     # what the daemon does beside that
@@ -206,7 +206,7 @@ FAILPOINTS = {
         before(owners.OwnerLock, "release", _is_foreign), "while recovering: lock held", True
     ),
     # mounting
-    "mounted": Failpoint(after(daemon, "mount"), "while mounting", True),
+    "mounted": Failpoint(before(liveness.Watchers, "mounted"), "while mounting", True),
     "ready": Failpoint(
         before(daemon, "raise_read_ahead"), "while mounting: before it serves", True
     ),

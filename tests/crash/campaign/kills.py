@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nexus_engine.commands import Request, ignore_progress
-from nexusfuse.ctl import control, mounts
+from nexusfuse.ctl import control, launch, mounts
 from tests.crash.campaign.databases import judge_database
 from tests.crash.campaign.failpoints import FAILPOINTS
 from tests.crash.campaign.steps import count_done, read_notes
@@ -52,7 +52,7 @@ class Daemon:
             )  # fmt: skip
             os.close(writing)
             word = pipe.read()
-        if word.strip() != b"ready":
+        if not word.startswith(launch.READY):
             code = self.process.wait(TIMEOUT_S)
             raise subprocess.CalledProcessError(code, command, word)
 
