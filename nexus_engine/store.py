@@ -17,6 +17,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -59,6 +60,8 @@ class Store:
         self.database = database
         self.reader = database.reader
         self._thread = threading.get_ident()
+        self._turn = anyio.Lock()
+        """Held by whoever waits for another process's transaction."""
         self._idle_readers: list[Reader] = []
         self._reader_connections: list[Connection] = []
         self.peers = path / "peers"
@@ -147,25 +150,28 @@ class Store:
     ) -> R:
         """Run a rule in a transaction, in the event loop; wait only for other processes.
 
+        Whoever waits does so in the order of calls: what was done first comes first in the log.
+
         Raises:
             NoSpace: The disk is full; what frees space is tried again with the reserve.
         """
         transact = self._transact
-        try:
-            return transact(rule, actor, *args, **kwargs)
-        except errors.StoreBusy:
-            pass
-        delay_s, deadline_s = 0.0005, time.monotonic() + BUSY_LIMIT_S
-        while True:
-            # Asking again beats a thread that waits: the transactions of others are short, and a
-            # request that is cancelled leaves nothing behind.
-            await anyio.sleep(delay_s)
-            try:
+        if not self._turn.locked():
+            with suppress(errors.StoreBusy):
                 return transact(rule, actor, *args, **kwargs)
-            except errors.StoreBusy:
-                if time.monotonic() > deadline_s:
-                    raise
-            delay_s = min(delay_s * 2, 0.05)
+        deadline_s = time.monotonic() + BUSY_LIMIT_S
+        async with self._turn:
+            delay_s = 0.0005
+            while True:
+                try:
+                    return transact(rule, actor, *args, **kwargs)
+                except errors.StoreBusy:
+                    if time.monotonic() > deadline_s:
+                        raise
+                # Asking again beats a thread that waits: the transactions of others are short, and
+                # a request that is cancelled leaves nothing behind.
+                await anyio.sleep(delay_s)
+                delay_s = min(delay_s * 2, 0.05)
 
     def transact(
         self,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from nexus_engine import errors
+from nexus_engine.backends.files import translate
 from nexus_engine.meta.connection import Connection
 from nexus_engine.store import Store
 
@@ -31,7 +32,10 @@ def alone(store: Store, *, wait_s: float = 0.0) -> Iterator[None]:
         StoreBusy: Another one is at it, and was still after ``wait_s``.
     """
     path = store.path / LOCK_NAME
-    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise translate(error, f"open {path}") from error
     deadline_s = time.monotonic() + wait_s
     try:
         while True:
@@ -46,8 +50,9 @@ def alone(store: Store, *, wait_s: float = 0.0) -> Iterator[None]:
                         " try again when it is done"
                     ) from None
             time.sleep(_POLL_S)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d" % os.getpid(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d" % os.getpid(), 0)
         yield
     finally:
         os.close(fd)
