@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +137,15 @@ class Campaign:
             self._daemon.await_death()
             self._note_hit(amid[0])
         else:
-            self._daemon.kill()
+            self._kill_beside(top / "held-open")
         for program in programs:
             assert program.wait(TIMEOUT_S) == 0
         for point in points:
             if FAILPOINTS[point].at_start:
                 self._die_mounting(point)
         self._begin(following)
+        if not amid:
+            assert (top / "held-open").read_bytes() == b"promised"
         for kind in kinds:
             self._judge(kind, top / kind, manifests / kind)
         self._check_store()
@@ -190,6 +193,18 @@ class Campaign:
             return ":::small" if self._rng.random() < 0.7 else ""
         nth = 1 if FAILPOINTS[point].at_start else self._rng.choice((1, 1, 2, 3, 7))
         return f"{point}:{nth}:{self._hits}:small"
+
+    def _kill_beside(self, path: Path) -> None:
+        """Kill the daemon with a session for recovery to finish, whatever programs are at."""
+        assert self._daemon is not None
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+        try:
+            os.write(fd, b"promised")
+            os.fsync(fd)
+            self._daemon.kill()
+        finally:
+            with suppress(OSError):  # nobody is there to close it
+                os.close(fd)
 
     def _die_mounting(self, point: str) -> None:
         try:
