@@ -82,6 +82,14 @@ _DROP_HASHES = (
     " AND NOT EXISTS (SELECT 1 FROM inode_past p WHERE p.ino = content_hash.ino"
     "  AND p.content_seq = content_hash.content_seq)"
 )
+# Content of what was removed and came back is kept for a moment in between, too: of no use without
+# an inode.
+_DROP_ORPHANS = [
+    f"DELETE FROM {table} WHERE ino BETWEEN ?1 AND ?2"
+    f" AND NOT EXISTS (SELECT 1 FROM inode i WHERE i.ino = {table}.ino)"
+    f" AND NOT EXISTS (SELECT 1 FROM inode_past p WHERE p.ino = {table}.ino)"
+    for table in ("extent", "extent_past", "xattr", "xattr_past")
+]
 # Noted together with what goes: nobody sees the one without the other.
 _NOTE_EXPIRED = (
     "INSERT INTO expired (ino, until_seq) SELECT rule.ino, rule.gone_to FROM temp.rule rule"
@@ -121,6 +129,9 @@ def drop_rows(connection: Connection, first: Ino, last: Ino, whole_from: Seq) ->
     dropped = 0
     for table, condition in CONDITIONS:
         connection.run(f"DELETE FROM {table} WHERE {condition}", (first, last, whole_from))
+        dropped += connection.changes()
+    for orphans in _DROP_ORPHANS:
+        connection.run(orphans, (first, last))
         dropped += connection.changes()
     connection.run(_DROP_HASHES, (first, last))
     connection.run(_FORGET_EXPIRED, (first, last))

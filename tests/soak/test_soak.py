@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -98,7 +99,10 @@ def wait_for_one(workers: list[subprocess.Popen[bytes]], seconds: float) -> None
 def sample(mount: Mount, pid: int) -> Sample:
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
     resident = next(line.split()[1] for line in status if line.startswith("VmRSS:"))
-    descriptors = [os.readlink(entry) for entry in os.scandir(f"/proc/{pid}/fd")]
+    descriptors = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # closed since
+            descriptors.append(os.readlink(entry))
     store = mount.store
     return Sample(
         memory=int(resident) * 1024,

@@ -15,7 +15,7 @@ from nexus_engine.config import ClassRule, Retention, Thinning
 from nexus_engine.fs import namespace
 from nexus_engine.history import snapshots
 from nexus_engine.history.moments import resolve_moment
-from nexus_engine.history.undo import plan_undo
+from nexus_engine.history.undo import apply_undo, plan_undo
 from nexus_engine.oplog.verify import verify_log
 from nexus_engine.retention import gc
 from nexus_engine.retention.policy import Kept, choose
@@ -128,6 +128,20 @@ async def test_snapshots_pin_what_they_hold(world: World) -> None:
     await world.write("other", b"now")
     prune(world.store, DAY_THEN_HOURS, ALICE)
     assert world.tree("", resolve_moment(world.database, "kept", world.clock.now_ns)) == tree
+
+
+async def test_a_kept_moment_at_which_a_file_was_gone_keeps_nothing_of_it(world: World) -> None:
+    await world.write("file", b"content")
+    await world.remove("file")
+    removed = world.head
+    snapshots.create(world.store, "without", ALICE)
+    apply_undo(world.store, [removed], actor=ALICE)
+    await world.patch("file", 7, b" and more")
+    await world.remove("file")
+    world.clock.now_ns += 100 * DAY
+    await world.write("other", b"now")
+    prune(world.store, DAY_THEN_HOURS, ALICE)
+    assert check(world.store, deep=True) == []
 
 
 async def test_the_past_of_a_class_goes_sooner(world: World) -> None:
