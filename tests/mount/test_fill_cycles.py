@@ -17,7 +17,6 @@ DISK_BYTES = 200 << 20
 LIVE_BYTES = 4_000_000
 """What each round leaves in the tree; of the round before, it goes into a snapshot's past."""
 POLICY = "retention:\n  keep_all: 1s\n  keep_log: 1s\n  interval: 1d\nsync_interval_s: 1.0\n"
-ROUNDS, SLOW_ROUNDS = 3, 24
 SNAPSHOTS = 4
 """Older ones are deleted."""
 
@@ -72,11 +71,11 @@ def wait_until_old(mount: Mount) -> None:
     mount.sh("sleep 1.2; touch later; sleep 1.2; touch later")
 
 
-def test_space_comes_back_round_after_round(
-    mount: Mount, small_disk: Path, request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.parametrize(
+    "rounds", [2, pytest.param(24, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+)
+def test_space_comes_back_round_after_round(mount: Mount, small_disk: Path, rounds: int) -> None:
     """Fill the store, delete, undo, delete again, prune, gc."""
-    rounds = SLOW_ROUNDS if request.config.getoption("--slow") else ROUNDS
     mount.expected_log += ["No space left", "no space left", "not all that was written"]
     mount.expected_log += ["the disk is full", "there is room again"]
     pinned: dict[str, bytes] = {}

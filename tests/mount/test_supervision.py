@@ -99,6 +99,7 @@ def test_programs_never_see_the_directory_beneath(supervised: Mount) -> None:
         assert seen <= set(GONE)
 
 
+@pytest.mark.slow
 def test_who_dies_again_and_again_is_started_ever_later(supervised: Mount) -> None:
     """At once, after a second, after two; each time there is a line in daemon.log."""
     before = daemon(supervised)
@@ -127,6 +128,7 @@ def mend_store(mount: Mount) -> None:
     (mount.store / "meta.db.away").rename(mount.store / "meta.db")
 
 
+@pytest.mark.slow
 def test_a_daemon_that_cannot_start_is_tried_until_it_can(supervised: Mount) -> None:
     """Giving up would leave the mountpoint dead for ever; programs get errors meanwhile."""
     break_store(supervised)
@@ -188,6 +190,7 @@ def test_umount_returns_when_daemon_and_supervisor_are_gone(supervised: Mount) -
     supervised.expected_log.clear()
 
 
+@pytest.mark.slow
 def test_a_daemon_outlives_its_supervisor(supervised: Mount) -> None:
     """And says that nobody starts it again; umount works as before."""
     pid = daemon(supervised)
