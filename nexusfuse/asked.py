@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import platform
 import struct
+from io import FileIO
 
 from nexus_engine.fs.attributes import NewAttributes
 
@@ -31,10 +32,13 @@ _TIMES_ARGUMENT = {
     "aarch64": {88: 2},
 }.get(_MACHINE, {})
 _UTIMENSAT = {"x86_64": 280, "aarch64": 88}.get(_MACHINE)
+_STATFS, _FSTATFS = {"x86_64": (137, 138), "aarch64": (43, 44)}.get(_MACHINE, (None, None))
 _UTIME_NOW = (1 << 30) - 1
 _RECENT_NS = 10**9
 _SYSCALL_BYTES = 512
 _TIMES = struct.Struct("qqqq")
+_PATH_MAX = 4096
+_PAGE = 4096
 
 
 def mode_before_umask(tid: int, mode: int, umask: int) -> int:
@@ -85,9 +89,49 @@ def _asked_for_now(tid: int) -> tuple[bool, bool]:
         return True, True
     if number != _UTIMENSAT:
         return False, False
-    with open(f"/proc/{tid}/mem", "rb", buffering=0) as memory:  # noqa: PTH123
+    with _memory(tid) as memory:
         _, atime, _, mtime = _TIMES.unpack(os.pread(memory.fileno(), _TIMES.size, address))
     return atime == _UTIME_NOW, mtime == _UTIME_NOW
+
+
+def inode_asked_for(tid: int, device: int) -> int | None:
+    """Return the number of the inode that a thread waits to know its file system of.
+
+    Blocks, and asks the mount itself: for a thread of its own.
+
+    Args:
+        tid: The thread that waits for us.
+        device: ``st_dev`` of the mount.
+
+    Returns:
+        ``None`` where that cannot be found out.
+    """
+    try:
+        number, arguments = _system_call(tid)
+        if number == _FSTATFS:
+            found = os.stat(f"/proc/{tid}/fd/{arguments[0]}")  # noqa: PTH116
+        elif number == _STATFS:
+            found = os.stat(_seen_by(tid, _string(tid, arguments[0])))  # noqa: PTH116
+        else:
+            return None
+    except (OSError, ValueError):
+        return None
+    return found.st_ino if found.st_dev == device else None
+
+
+def _seen_by(tid: int, path: bytes) -> bytes:
+    where = b"root" if path.startswith(b"/") else b"cwd"
+    return b"/proc/%d/%s/%s" % (tid, where, path.lstrip(b"/"))
+
+
+def _string(tid: int, address: int) -> bytes:
+    """Read a string from a process's memory, a page at a time: the next may not be there."""
+    text = b""
+    with _memory(tid) as memory:
+        while b"\0" not in text and len(text) <= _PATH_MAX:
+            memory.seek(address + len(text))
+            text += memory.read(_PAGE - (address + len(text)) % _PAGE)
+    return text.partition(b"\0")[0]
 
 
 def _system_call(tid: int) -> tuple[int, list[int]]:
@@ -98,3 +142,7 @@ def _system_call(tid: int) -> tuple[int, list[int]]:
     with open(f"/proc/{tid}/syscall", "rb", buffering=0) as file:  # noqa: PTH123
         number, *arguments = file.read(_SYSCALL_BYTES).split()
     return int(number), [int(argument, 16) for argument in arguments]
+
+
+def _memory(tid: int) -> FileIO:
+    return open(f"/proc/{tid}/mem", "rb", buffering=0)  # noqa: PTH123 - the caller closes

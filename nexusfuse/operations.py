@@ -22,12 +22,11 @@ from nexus_engine.engine import Engine
 from nexus_engine.fs.files import Handle
 from nexus_engine.types import ROOT_INO, Actor, Ino, Inode, Name
 from nexusfuse.actors import ActorResolver, groups_of
-from nexusfuse.asked import mode_before_umask, with_times_of_now
+from nexusfuse.asked import inode_asked_for, mode_before_umask, with_times_of_now
 from nexusfuse.attributes import from_entry, negative_entry, read_only, to_entry
 from nexusfuse.errno_map import fuse_request
 from nexusfuse.handles import HandleTable
 from nexusfuse.invalidate import forget_attributes
-from nexusfuse.statfs import inode_asked_for
 from nexusfuse.virtual.base import Entry, OpenDirectory, OpenFile, volatile
 from nexusfuse.virtual.numbers import NAMES, VIRTUAL, NodeKind, node_number
 from nexusfuse.virtual.reports import EventStream
