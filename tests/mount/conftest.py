@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from nexus_engine.commands import Request, ignore_progress
 from nexusfuse.ctl import control
-from tests.conftest import TIMEOUT_S, Mount
+from tests.conftest import Mount
 
 
 @contextmanager
@@ -25,8 +24,7 @@ def serving(directory: Path, *options: str) -> Iterator[Mount]:
         mounted.umount()
         assert mounted.unexpected_log_lines() == []
     finally:
-        if os.path.ismount(mounted.path):
-            subprocess.run(["fusermount3", "-uz", mounted.path], check=False, timeout=TIMEOUT_S)
+        mounted.detach()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TIMEOUT_S, Mount
+from tests.conftest import Mount
+from tests.mount.conftest import serving
 from tests.mount.waiting import wait_until
 
 DISK_BYTES = 200 << 20
@@ -35,19 +36,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def mount(tmp_path: Path, small_disk: Path) -> Iterator[Mount]:
-    """Return a mount whose store is on the small disk, and keeps next to nothing."""
+    """Yield a mount whose store is on the small disk, and keeps next to nothing."""
     (small_disk / "store").mkdir()
     (tmp_path / "store").symlink_to(small_disk / "store")
     (small_disk / "store/store.yaml").write_text(POLICY)
-    mount = Mount(tmp_path)
-    try:
-        yield mount
-        assert mount.check() == []
-        mount.umount()
-        assert mount.unexpected_log_lines() == []
-    finally:
-        if os.path.ismount(mount.path):
-            subprocess.run(["fusermount3", "-uz", mount.path], check=False, timeout=TIMEOUT_S)
+    with serving(tmp_path) as mounted:
+        yield mounted
 
 
 def fill(directory: Path) -> int:

@@ -88,8 +88,7 @@ def full(disk: Disk) -> Iterator[Mount]:
         assert "Traceback" not in told, told[told.index("Traceback") :]
         mount.ctl("--store", str(mount.store), "fsck")
     finally:
-        if os.path.ismount(mount.path):
-            subprocess.run(["fusermount3", "-uz", mount.path], check=False, timeout=TIMEOUT_S)
+        mount.detach()
 
 
 def put(path: Path, content: bytes) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import random
 import sqlite3
 import subprocess
@@ -82,8 +81,7 @@ def lasting_damage(tmp_path: Path) -> Iterator[Mount]:
         mounted.umount()
         assert mounted.unexpected_log_lines() == []
     finally:
-        if os.path.ismount(mounted.path):
-            subprocess.run(["fusermount3", "-uz", mounted.path], check=False, timeout=TIMEOUT_S)
+        mounted.detach()
 
 
 def test_rows_of_a_damaged_database_are_salvaged(lasting_damage: Mount) -> None:
