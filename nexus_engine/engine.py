@@ -322,6 +322,7 @@ class Engine:
 
     async def sync(self) -> None:
         """Make every change so far durable."""
+        self.store.settle()
         await anyio.to_thread.run_sync(self.store.sync)
 
     # -- extended attributes --
@@ -416,6 +417,7 @@ class Engine:
 
     async def in_reader(self, action: Callable[[Database], R]) -> R:
         """Run a query that may take long in a thread, on a connection of its own."""
+        self.store.settle()
         return await anyio.to_thread.run_sync(self.store.with_reader, action)
 
     async def in_peer(self, action: Callable[[Store], R]) -> R:
@@ -431,6 +433,7 @@ class Engine:
             finally:
                 peer.leave()  # what it committed is done, whether or not it is on the disk yet
 
+        self.store.settle()
         try:
             return await anyio.to_thread.run_sync(run)
         finally:

@@ -22,6 +22,7 @@ _SEQ_DIGITS = 20
 _WRITING = b"w"
 LISTENER = ".listener"
 """What the name of an owner's socket ends in."""
+JOURNAL = ".journal"
 _EXITING = 0x4  # PF_EXITING, proc_pid_stat(5) field 9
 _SIGKILL_BIT = 1 << 8
 DYING_LIMIT_S = 5.0
@@ -61,6 +62,7 @@ class OwnerLock:
         # A file that stays is that of a dead process with nothing left to do.
         with contextlib.suppress(OSError):
             self._path.with_suffix(LISTENER).unlink(missing_ok=True)
+            self._path.with_suffix(JOURNAL).unlink(missing_ok=True)
             self._path.unlink(missing_ok=True)
         os.close(self._fd)
 
@@ -100,6 +102,11 @@ def _claim(peers: Path) -> OwnerLock:
 def owners(peers: Path) -> list[str]:
     """Return every owner that did not take leave."""
     return [path.name.removesuffix(_SUFFIX) for path in peers.glob(f"*{_SUFFIX}")]
+
+
+def is_alone(peers: Path) -> bool:
+    """Tell whether there is one owner."""
+    return sum(name.endswith(_SUFFIX) for name in os.listdir(peers)) == 1  # noqa: PTH208 - hot
 
 
 def writers(peers: Path) -> list[str]:

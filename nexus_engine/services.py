@@ -28,6 +28,8 @@ from nexus_engine.types import Actor
 log = logging.getLogger(__name__)
 
 UPKEEP_INTERVAL_S = 1.0
+SETTLE_DELAY_S = 0.02
+"""The first of several operations waits for their COMMIT that long."""
 ROOM_PAUSE_S = 60.0
 """Between two attempts at making room."""
 DEAD_SHARE_WHEN_LOW = 0.1
@@ -46,6 +48,37 @@ class Services:
         self._synced = (time.monotonic(), engine.reader.head())
         self._made_room_s = float("-inf")
         self._was_full = False
+
+    async def run_settling(self) -> None:
+        """Have operations that come close together share a COMMIT, for ever."""
+        waiting = anyio.Event()
+        failing = ""
+
+        def note_waiting() -> None:
+            waiting.set()
+
+        while True:
+            try:
+                self._store.let_wait(note_waiting)
+                break
+            except errors.EngineError:  # a full disk: each has a COMMIT of its own until then
+                await anyio.sleep(UPKEEP_INTERVAL_S)
+        try:
+            while True:
+                await waiting.wait()
+                await anyio.sleep(SETTLE_DELAY_S)
+                waiting = anyio.Event()
+                try:
+                    self._store.settle()
+                    failing = ""
+                except errors.EngineError as error:
+                    if str(error) != failing:
+                        log.error("%s; what was done waits in the journal", error)
+                    failing = str(error)
+                    waiting.set()
+                    await anyio.sleep(UPKEEP_INTERVAL_S)
+        finally:
+            self._store.let_wait(None)
 
     async def run_upkeep(self) -> None:
         """Sync, seal long sessions and shorten the write-ahead log, for ever."""

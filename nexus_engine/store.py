@@ -6,7 +6,7 @@
     STORE/packs/…      chunks
     STORE/reserve      space held back for emptying a full disk
     STORE/store.yaml   settings, optional
-    STORE/peers/…      a lock and a socket for each process that has the store open
+    STORE/peers/…      a lock, a socket and a journal for each process that has the store open
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from nexus_engine.clock import Clock, SystemClock, uuid7
 from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
 from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
 from nexus_engine.meta.database import Database
+from nexus_engine.meta.journal import Entry, Journal, read_journal
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
-from nexus_engine.owners import claim
+from nexus_engine.owners import JOURNAL, claim, is_alone
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve, full, may_use_reserve
 from nexus_engine.types import ROOT_INO, Actor, Digest, Inode, Path, Seq
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 
 BUSY_LIMIT_S = 30.0
 """A writer waits this long for another process's transaction."""
+WAITING_MAX = 256
+"""So many operations share a COMMIT at the most: it keeps others waiting."""
 _MIB = 1024 * 1024
 _UNFINISHED = DATABASE_NAME + ".new"
 _BEFORE_CREATION = {CONFIG_NAME, "daemon.log", "packs", "peers"}
@@ -68,6 +71,8 @@ class Store:
         self.reserve = Reserve(path, config.reserve_mib * _MIB)
         self._lock = claim(self.peers)
         self.owner = self._lock.owner
+        self._journal: Journal | None = None
+        self._on_waiting: Callable[[], None] | None = None
         self.objects = LocalObjectStore(path)
         self.chunks = ChunkStore(
             self.objects,
@@ -75,6 +80,7 @@ class Store:
             find=partial(self._find_chunk, Reader.find_chunk),
             find_reusable=partial(self._find_chunk, Reader.find_reusable_chunk),
             on_new_pack=self._add_pack,
+            before_waiting=self._let_others_write,
             cache_bytes=config.chunk_cache_mib * _MIB,
         )
 
@@ -99,10 +105,16 @@ class Store:
         clock = clock or SystemClock()
         try:
             _retry(migrate, connection)
-            return cls(path, Database(connection, clock), config, clock)
+            store = cls(path, Database(connection, clock), config, clock)
         except errors.EngineError:
             connection.close()
             raise
+        try:
+            store._finish_journals()
+        except errors.EngineError:
+            store.abandon()
+            raise
+        return store
 
     @classmethod
     def create(cls, path: FilePath, actor: Actor, *, clock: Clock | None = None) -> Store:
@@ -192,15 +204,19 @@ class Store:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        if not self.reserve.spent:
-            try:
-                return self.database.transact(rule, actor, *args, **kwargs)
-            except errors.NoSpace:
-                if not may_use_reserve(rule):
-                    raise
-        elif not may_use_reserve(rule):
-            raise full()
-        result = self.with_reserve(self.database.transact, rule, actor, *args, **kwargs)
+        try:
+            if not self.reserve.spent:
+                try:
+                    return self.database.transact(rule, actor, *args, **kwargs)
+                except errors.NoSpace:
+                    if not may_use_reserve(rule):
+                        raise
+            elif not may_use_reserve(rule):
+                raise full()
+            result = self.with_reserve(self.database.transact, rule, actor, *args, **kwargs)
+        finally:
+            if self.database.waiting:
+                self._look_after_waiting()
         # A thousand deletes a second would outrun the thread that shortens the write-ahead log.
         self.checkpoint()
         return result
@@ -218,6 +234,75 @@ class Store:
                 if not self.reserve.spend():
                     raise
 
+    # -- operations that share a COMMIT --
+
+    def let_wait(self, on_waiting: Callable[[], None] | None) -> None:
+        """Let operations wait for one COMMIT, while no other process has the store open.
+
+        Args:
+            on_waiting: Called when one begins to wait; `settle` must be called soon after.
+                ``None``: from now on they do not wait.
+        """
+        if on_waiting is None:
+            self._on_waiting = None
+            return
+        if self._journal is None:
+            self._journal = Journal(self.peers / f"{self.owner}{JOURNAL}")
+        self._on_waiting = on_waiting
+        self.database.let_wait(self._journal, self._may_wait, self.settle)
+
+    def settle(self) -> None:
+        """Commit what waits for it, so that every connection sees it.
+
+        Raises:
+            MetadataFailed, NoSpace, StoreBusy: It still waits, in the journal.
+        """
+        if self.database.waiting:
+            _retry(self.with_reserve, self.database.settle)
+
+    def _may_wait(self) -> bool:
+        """Tell whether operations may wait now.
+
+        Asked with the write lock held: who opens the store has it for a moment, after making his
+        own lock file, and finds either our journal as of then or that we have seen his file.
+        """
+        if self._on_waiting is None or self.reserve.spent or self.database.is_wanted:
+            return False
+        return is_alone(self.peers)
+
+    def _look_after_waiting(self) -> None:
+        """An operation waits, and its caller is told that it is done: what fails now is no news."""
+        database = self.database
+        if (
+            database.waiting >= WAITING_MAX
+            or database.is_wanted
+            or database.is_interrupted
+            or self.reserve.spent
+            or self._on_waiting is None
+        ):
+            try:
+                self.settle()
+            except errors.EngineError as error:
+                log.error("%s; what was done waits in the journal", error)
+        elif database.waiting == 1:
+            self._on_waiting()
+
+    def _finish_journals(self) -> None:
+        """Do what processes that died, or could not, left to be committed."""
+        # See docs/FORMAT.md, "Journals", for why nothing can slip through.
+        journals = [path for path in self.peers.glob(f"*{JOURNAL}") if path.stem != self.owner]
+        if not journals:
+            return
+
+        def read() -> list[Entry]:
+            return [entry for path in journals for entry in read_journal(path)]
+
+        done, lost = _retry(self.with_reserve, self.database.redo, read)
+        if done:
+            log.warning("committed %d operations that a process which died left to be", done)
+        if lost:
+            log.warning("%d operations in a journal have no place in the log: power was lost", lost)
+
     def announce_writing(self) -> None:
         """Say that this process stores content from now on: gc then waits for its answers."""
         self._lock.note_writing()
@@ -230,7 +315,7 @@ class Store:
 
     def sync(self) -> None:
         """Make everything committed, and every intent, durable. Chunks before what names them."""
-        head = self.database.known_head
+        head = self.database.committed_head
         self.chunks.sync()
         self.database.sync()
         self._lock.note_synced(head)
@@ -281,6 +366,8 @@ class Store:
             EngineError: Not everything is durable, and the store still open: for another try, or
                 to `abandon`.
         """
+        self._on_waiting = None
+        self.settle()
         self.chunks.close()
         self.upkeep(self.retire_packs, self.complete_packs())
         self.database.sync()
@@ -305,6 +392,8 @@ class Store:
         for connection in self._reader_connections:
             connection.close()
         self.database.close()
+        if self._journal is not None:
+            self._journal.close()
 
     # -- callbacks of the chunk store, which may come from worker threads --
 
@@ -327,11 +416,17 @@ class Store:
                 self._idle_readers.append(reader)
         return None if row is None else Location._make(row)
 
+    def _let_others_write(self) -> None:
+        # The thread that is to be waited for may register a pack, and wait for our COMMIT.
+        if threading.get_ident() == self._thread:
+            self.settle()
+
     def _add_pack(self, name: str) -> None:
         if threading.get_ident() == self._thread:
             self.upkeep(self.database.add_pack, name, self.owner)
         else:
-            self.with_reader(lambda database: _retry(database.add_pack, name, self.owner))
+            with self.database.wanted():
+                self.with_reader(lambda database: _retry(database.add_pack, name, self.owner))
 
 
 def _require_empty(path: FilePath) -> None:

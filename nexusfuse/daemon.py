@@ -135,6 +135,7 @@ async def _serve(
                 nursery.start_soon(_stop_on_signal, signals, mountpoint, watchers)
                 for service, *arguments in (
                     (services.run_upkeep,),
+                    (services.run_settling,),
                     (services.run_retention,),
                     (services.run_scrub,),
                     (_follow_peers, peers, invalidator),

@@ -37,8 +37,8 @@ class OwnPacks:
     Args:
         directory: Existing; where open packs live. For a local store that is the directory
             of its ``packs/`` keys, so that sealing moves nothing.
-        on_new_pack: Called with the id before the first append to a pack, with the append
-            lock held: it must not append. If it raises, so does the append.
+        on_new_pack: Called with the id before the first append to a pack; may wait. If it raises,
+            so does the append.
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class OwnPacks:
         self._pid = os.getpid()
         self._closed = False
         self._current: PackWriter | None = None
+        self._next: list[PackWriter] = []
+        """Packs that are open and that nothing was appended to."""
         self._writers: dict[str, PackWriter] = {}
         self._sealed: dict[str, PackInfo] = {}
         # Taken in this order, where more than one is. The last is never held during I/O.
@@ -70,11 +72,20 @@ class OwnPacks:
         """
         if os.getpid() != self._pid:
             raise RuntimeError("packs opened before a fork cannot be appended to after it")
-        with self._append_lock:
-            writer = self._current
-            if writer is None or writer.full:
-                writer = self._open_next()
-            return writer.pack, writer.append(records)
+        while True:
+            with self._append_lock:
+                if self._closed:
+                    raise StoreInaccessible("the chunk store is closed")
+                writer = self._current
+                while (writer is None or writer.full) and self._next:
+                    writer = self._current = self._next.pop()
+                if writer is not None and not writer.full:
+                    return writer.pack, writer.append(records)
+            # Without the lock: to register a pack is to wait for whoever changes the metadata, and
+            # he may be about to append.
+            opened = self._open_next()
+            with self._append_lock:
+                self._next.append(opened)
 
     def find(self, pack: str) -> PackWriter | None:
         """Return the writer of a pack that is not sealed yet."""
@@ -116,6 +127,7 @@ class OwnPacks:
         with self._append_lock:
             self._closed = True
             self._current = None
+            self._next.clear()
         for writer in self._unsealed():
             self._seal(writer)
 
@@ -130,8 +142,6 @@ class OwnPacks:
                 self._sealed.pop(pack, None)
 
     def _open_next(self) -> PackWriter:
-        if self._closed:
-            raise StoreInaccessible("the chunk store is closed")
         waiting = self._unsealed()
         for writer in waiting[: max(0, len(waiting) - MAX_FULL)]:
             self._seal(writer)
@@ -143,7 +153,6 @@ class OwnPacks:
             raise
         with self._lock:
             self._writers[writer.pack] = writer
-        self._current = writer
         return writer
 
     def _seal(self, writer: PackWriter) -> None:

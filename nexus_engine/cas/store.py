@@ -65,8 +65,8 @@ class ChunkStore:
         find: The index: digest → location, in any pack of any process; called in the thread
             of the caller, without locks held.
         on_new_pack: Called with the id of a pack before the first append to it, so that it
-            can be registered; appends wait meanwhile, and it must not put anything. If it
-            raises, so does the `put`.
+            can be registered. If it raises, so does the `put`.
+        before_waiting: Called before a thread waits for what another one is storing.
         find_reusable: Like ``find``, for what is to be stored: leaves out packs that gc is about
             to drop.
         cache_bytes: Decoded chunks to keep in memory.
@@ -80,6 +80,7 @@ class ChunkStore:
         find: Callable[[Digest], Location | None],
         *,
         on_new_pack: Callable[[str], None],
+        before_waiting: Callable[[], None] = lambda: None,
         find_reusable: Callable[[Digest], Location | None] | None = None,
         cache_bytes: int = 64 << 20,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
@@ -87,6 +88,7 @@ class ChunkStore:
         self._objects = objects
         self._find = find
         self._find_reusable = find_reusable or find
+        self._before_waiting = before_waiting
         self._packs = OwnPacks(objects, packs_directory, on_new_pack, new_id)
         self._cache = ChunkCache(cache_bytes)
         self._shared_sync = SharedSync(self._sync_now)
@@ -333,6 +335,7 @@ class ChunkStore:
             self._settled.notify_all()
 
     def _await_settled(self, digests: list[Digest]) -> None:
+        self._before_waiting()
         with self._settled:
             self._settled.wait_for(lambda: self._claimed.isdisjoint(digests))
 

@@ -506,7 +506,8 @@ class Content:
                     return
             else:
                 # Only what a row names now: another session may rely on the rest.
-                self._chunks.forget_pending([e.digest for e in session.staged.all()])
+                digests = [extent.digest for extent in session.staged.all()]
+                self._store.database.when_committed(partial(self._chunks.forget_pending, digests))
                 file.inode = committed
         file.session = None
         self._hold(file)

@@ -50,6 +50,8 @@ _LEAVES: tuple[tuple[type[Exception], type[errors.EngineError], str], ...] = (
 _FAILURES = (apsw.Error, UnicodeDecodeError)
 GARBAGE = (apsw.SQLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What our own code trips over where a row holds what no row of ours can hold."""
+UNFIT = (*GARBAGE, apsw.BindingsError, apsw.ConstraintError, apsw.MismatchError)
+"""What statements trip over that were meant for another database."""
 
 
 def translate(error: Exception) -> Exception:
@@ -79,6 +81,8 @@ class Connection:
         except apsw.Error as error:
             raise translate(error) from error
         self.execute = self._db.execute
+        self.intervene: Callable[[], None] | None = None
+        """Called before something is changed that is no part of the transaction that is open."""
         try:
             # Reads and writes run inline in the event loop: never wait for another process's lock
             # here, the caller retries when it can.
@@ -87,6 +91,8 @@ class Connection:
             if create:
                 # Only in an empty file: pages that pruning frees can go back to the disk.
                 self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            # Or each new argument may have a statement planned anew, at three times its own cost.
+            self._db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
             for pragma in (*pragmas, "cache_size = -32768", "foreign_keys = OFF"):
                 self._db.execute(f"PRAGMA {pragma}")
         except apsw.Error as error:
@@ -116,6 +122,12 @@ class Connection:
 
     def run(self, sql: str, arguments: tuple[Any, ...] = ()) -> None:
         """Run a statement for its effect."""
+        if self.intervene is not None:
+            self.intervene()
+        self.change(sql, arguments)
+
+    def change(self, sql: str, arguments: tuple[Any, ...] = ()) -> None:
+        """Run a statement as part of the transaction that is open."""
         try:
             self.execute(sql, arguments)
         except apsw.Error as error:
@@ -123,6 +135,8 @@ class Connection:
 
     def run_many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
         """Run a statement once for each row of arguments."""
+        if self.intervene is not None:
+            self.intervene()
         try:
             self._db.executemany(sql, rows)
         except apsw.Error as error:
@@ -165,7 +179,7 @@ class Connection:
     def rollback(self) -> None:
         """End the transaction, if there still is one: a full disk makes SQLite end it by itself."""
         if self.in_transaction:
-            self.run("ROLLBACK")
+            self.change("ROLLBACK")
 
     def wal_bytes(self) -> int:
         """Return the size of the write-ahead log."""

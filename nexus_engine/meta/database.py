@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from nexus_engine.backends.files import sync_directory, translate, write_again
 from nexus_engine.clock import Clock
 from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.journal import Entry, Journal
 from nexus_engine.meta.quotas import Usage
 from nexus_engine.meta.reader import AsOfReader, Reader
-from nexus_engine.meta.transaction import ADD_CHUNK, Transaction
+from nexus_engine.meta.statements import ADD_CHUNK
+from nexus_engine.meta.transaction import Transaction
 from nexus_engine.types import Actor, Ino, Seq
 
 P = ParamSpec("P")
@@ -38,6 +41,10 @@ class Database:
         self._transaction = Transaction(connection, clock)
         self._wal_fd = -1
         self._sync_lock = threading.Lock()
+        self._wanted = 0
+        self._wanted_lock = threading.Lock()
+        self._when_committed: list[Callable[[], None]] = []
+        self._before_upkeep = self.settle
         self._unsure = False
         """The last sync of the write-ahead log, or a checkpoint, failed."""
         self._second: Connection | None = None
@@ -48,6 +55,11 @@ class Database:
     def known_head(self) -> Seq:
         """The last operation as of this process's last transaction: a lower bound, for free."""
         return self._transaction.head_seq
+
+    @property
+    def committed_head(self) -> Seq:
+        """The last operation that surely is in the database; from any thread."""
+        return self._transaction.committed_seq
 
     @property
     def held(self) -> dict[Ino, Usage]:
@@ -71,6 +83,7 @@ class Database:
             StoreBusy: Another process is writing; nothing happened, try again.
         """
         transaction = self._transaction
+        self.connection.intervene = None
         done = False
         try:
             transaction.begin(actor)
@@ -81,9 +94,92 @@ class Database:
         finally:
             if not done:
                 transaction.abort()
+            self._look_after_waiting()
         if self.own is not None:
             self.own.update(map(Seq, range(first, transaction.seq)))
         return result
+
+    # -- operations that share a COMMIT --
+
+    def let_wait(
+        self, journal: Journal, may_wait: Callable[[], bool], settle: Callable[[], None]
+    ) -> None:
+        """Have operations wait for one COMMIT; whoever calls this calls `settle` soon after each.
+
+        Args:
+            journal: Keeps them until then.
+            may_wait: Asked, with the write lock held, whether the next ones may wait.
+            settle: Called before anything else is changed by this connection; calls our `settle`.
+        """
+        self._transaction.journal = journal
+        self._transaction.may_wait = may_wait
+        self._before_upkeep = settle
+
+    @property
+    def waiting(self) -> int:
+        """How many operations wait for a COMMIT: on this connection they are there already."""
+        return len(self._transaction.waiting)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a COMMIT failed: what waits is not even on this connection."""
+        return bool(self._transaction.waiting) and not self.connection.in_transaction
+
+    def settle(self) -> None:
+        """Commit what waits.
+
+        Raises:
+            StoreBusy, NoSpace, MetadataFailed: They still wait; try again.
+        """
+        transaction, connection = self._transaction, self.connection
+        connection.intervene = None
+        try:
+            if transaction.waiting and connection.in_transaction:
+                try:
+                    transaction.commit_waiting()
+                finally:
+                    if transaction.waiting:
+                        transaction.forget()
+                        connection.rollback()
+            elif transaction.waiting:
+                transaction.redo(transaction.waiting.copy)
+        finally:
+            self._look_after_waiting()
+
+    def redo(self, read: Callable[[], Iterable[Entry]]) -> tuple[int, int]:
+        """Do what other processes left in their journals; see `Transaction.redo`."""
+        return self._transaction.redo(read)
+
+    def when_committed(self, action: Callable[[], None]) -> None:
+        """Call this when what was done so far is in the database for others to see."""
+        if self._transaction.waiting:
+            self._when_committed.append(action)
+        else:
+            action()
+
+    def _look_after_waiting(self) -> None:
+        if self._transaction.waiting:
+            self.connection.intervene = self._before_upkeep
+        elif self._when_committed:
+            actions, self._when_committed = self._when_committed, []
+            for action in actions:
+                action()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether another thread of this process waits for the write lock."""
+        return self._wanted > 0
+
+    @contextmanager
+    def wanted(self) -> Iterator[None]:
+        """Have operations not wait for others meanwhile; from any thread."""
+        with self._wanted_lock:
+            self._wanted += 1
+        try:
+            yield
+        finally:
+            with self._wanted_lock:
+                self._wanted -= 1
 
     # -- upkeep: rows that no view of the tree, now or then, can see change --
 
@@ -219,7 +315,7 @@ class Database:
                 sync_directory(path.parent)
                 self._wal_fd = os.open(path, os.O_RDWR)
             if self._unsure:
-                with self._own_connection().without_writers():
+                with self.wanted(), self._own_connection().without_writers():
                     write_again(self._wal_fd)
             self._unsure = True
             os.fsync(self._wal_fd)
@@ -248,7 +344,8 @@ class Database:
             if self._unsure:
                 self._sync()  # SQLite's own sync would believe the kernel
             self._unsure = True
-            self._own_connection().checkpoint(restart=restart or size >= RESTART_BYTES)
+            with self.wanted():
+                self._own_connection().checkpoint(restart=restart or size >= RESTART_BYTES)
             self._unsure = False
 
     def close(self) -> None:

@@ -11,12 +11,13 @@ which is read then: nothing is kept for directories without a quota.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from nexus_engine import errors
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.reader import Reader
+from nexus_engine.meta.statements import CHARGE_QUOTA
 from nexus_engine.types import ROOT_INO, Ino, Name, Seq
 
 Trees = frozenset[Ino]
@@ -170,15 +171,22 @@ class _TreesBefore(QuotaTrees):
 class Accounts:
     """Follows one operation after the other, and keeps the counters right."""
 
-    def __init__(self, connection: Connection, held: Mapping[Ino, Usage]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        held: Mapping[Ino, Usage],
+        change: Callable[[str, tuple[Any, ...]], tuple[Any, ...] | None],
+    ) -> None:
         """Begin with the quotas of now.
 
         Args:
             held: What open files of this process hold besides, by quota.
+            change: Runs a statement as part of the operation, returns its row.
         """
         self._connection = connection
         self._one = connection.one
         self._held = held
+        self._run_returning = change
         self._trees = _TreesBefore(connection)
         self._before: dict[Ino, tuple[Trees, int]] = {}
         """Of each inode that the operation touched: where it counted, and its size."""
@@ -271,11 +279,7 @@ class Accounts:
         return dict(self._connection.all(_FILES_OF_SEVERAL_NAMES, (directory, seq)))
 
     def _change(self, ino: Ino, change: Usage, *, refuse: bool) -> None:
-        row = self._one(
-            "UPDATE quota SET bytes = bytes + ?, inodes = inodes + ? WHERE ino = ?"
-            " RETURNING max_bytes, max_inodes, bytes, inodes",
-            (*change, ino),
-        )
+        row = self._run_returning(CHARGE_QUOTA, (*change, ino))
         if row is None or not refuse:
             return
         max_bytes, max_inodes = row[:2]

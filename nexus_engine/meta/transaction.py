@@ -1,17 +1,22 @@
-"""The only way to change the metadata: rows and their log record, one commit.
+"""The only way to change the metadata: rows and their log record, all or nothing.
 
 A rule reads, refuses or changes rows, and calls ``commit(change)``, which writes the record and
 closes the operation. Rows changed without a ``commit`` after them are rolled back as a bug.
+
+SQLite commits at once, or, where a journal keeps what was done, several operations together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from nexus_engine import errors, records
 from nexus_engine.clock import Clock, uuid7
 from nexus_engine.meta import quotas
-from nexus_engine.meta.connection import Connection
+from nexus_engine.meta import statements as sql
+from nexus_engine.meta.connection import UNFIT, Connection
+from nexus_engine.meta.journal import Entry, Journal
 from nexus_engine.meta.quotas import Accounts, Quota, Usage
 from nexus_engine.meta.reader import OVERLAPPING, AsOfReader, Reader, name_hash
 from nexus_engine.types import (
@@ -31,61 +36,6 @@ _INO_BLOCK = 1024
 _PATHS_MAX = 65536
 _ACTORS_MAX = 4096
 
-_PAST_COLUMNS = (
-    "ino, from_seq, mode, uid, gid, nlink, rdev, size, atime_ns, mtime_ns, ctime_ns, btime_ns,"
-    " content_seq, target"
-)
-_ADD_INODE = f"INSERT INTO inode ({_PAST_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_PUT_INODE = f"INSERT OR REPLACE INTO inode ({_PAST_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_BURY_VERSION = (
-    f"INSERT INTO inode_past ({_PAST_COLUMNS}, to_seq) SELECT {_PAST_COLUMNS}, ?2 FROM inode"
-    " WHERE ino = ?1 AND from_seq < ?2 AND nlink > 0"
-)
-_ADD_DENTRY = (
-    "INSERT INTO dentry (parent, hash, name, ino, kind, from_seq) VALUES (?, ?, ?, ?, ?, ?)"
-)
-_BURY_DENTRY = (
-    "INSERT INTO dentry_past (parent, hash, name, ino, kind, from_seq, to_seq)"
-    " SELECT parent, hash, name, ino, kind, from_seq, ?4 FROM dentry"
-    " WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND from_seq < ?4"
-)
-_DROP_DENTRY = "DELETE FROM dentry WHERE parent = ? AND hash = ? AND name = ?"
-_ADD_CHILD_CHANGE = "INSERT OR IGNORE INTO child_change (parent, seq) VALUES (?, ?)"
-_TOUCH = "UPDATE inode SET touched_ns = ?, nlink = nlink + ? WHERE ino = ?"
-_BURY_EXTENT = (
-    "INSERT INTO extent_past (ino, start, length, digest, chunk_offset, from_seq, to_seq)"
-    " SELECT ino, start, length, digest, chunk_offset, from_seq, ?3 FROM extent"
-    " WHERE ino = ?1 AND start = ?2 AND from_seq < ?3"
-)
-_ADD_EXTENT = (
-    "INSERT INTO extent (ino, start, length, digest, chunk_offset, from_seq)"
-    " VALUES (?, ?, ?, ?, ?, ?)"
-)
-_REWIND_EXTENTS = (
-    "DELETE FROM extent WHERE ino = ?1 AND from_seq >= ?2",
-    "DELETE FROM extent_past WHERE ino = ?1 AND from_seq >= ?2",
-    "INSERT INTO extent SELECT ino, start, length, digest, chunk_offset, from_seq"
-    " FROM extent_past WHERE ino = ?1 AND to_seq >= ?2",
-    "DELETE FROM extent_past WHERE ino = ?1 AND to_seq >= ?2",
-)
-_BURY_XATTR = (
-    "INSERT INTO xattr_past (ino, name, value, from_seq, to_seq)"
-    " SELECT ino, name, value, from_seq, ?3 FROM xattr WHERE ino = ?1 AND name = ?2"
-    " AND from_seq < ?3"
-)
-ADD_CHUNK = (
-    "INSERT INTO chunk (digest, pack, offset, stored_length, length, codec)"
-    " VALUES (?, (SELECT id FROM pack WHERE name = ?), ?, ?, ?, ?)"
-    # The first one to come stays, unless its pack is on its way out.
-    " ON CONFLICT (digest) DO UPDATE SET pack = excluded.pack, offset = excluded.offset,"
-    " stored_length = excluded.stored_length, codec = excluded.codec"
-    " WHERE (SELECT retiring FROM pack WHERE id = chunk.pack)"
-)
-_ADD_RECORD = (
-    "INSERT INTO oplog (seq, id, time_ns, kind, ino, path, path2, details, undo_state, undoes,"
-    " actor, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-
 
 class Transaction(Reader):
     """Reads, and changes that a record makes permanent. One per connection, reused."""
@@ -99,7 +49,7 @@ class Transaction(Reader):
     def __init__(self, connection: Connection, clock: Clock) -> None:
         super().__init__(connection)
         self._clock = clock
-        self._run = connection.run
+        self._change = connection.change
         self._data_version = -1
         self._head_hash = records.GENESIS_HASH
         self._head_seq = Seq(0)
@@ -109,19 +59,35 @@ class Transaction(Reader):
         self._paths: dict[Ino, Path] = {ROOT_INO: Path(b"")}
         self._actors: dict[Actor, int] = {}
         self._dirty = False
+        self._statements: list[tuple[str, tuple[Any, ...]]] = []
+        """What the operation ran so far."""
+        self._opaque = False
+        """It changed something by statements that are not listed."""
+        self.journal: Journal | None = None
+        self.may_wait: Callable[[], bool] = bool
+        """Asked before the first of several operations that share a COMMIT."""
+        self._waits = False
         self._accounts: Accounts | None = None
         self.held: dict[Ino, Usage] = {}
         """What open files of this process take of quotas, besides what is in rows."""
+        self.committed_seq = Seq(0)
+        """The last operation that SQLite has, as far as this process knows."""
 
     # -- life of a transaction; called by Database alone --
 
+    @property
+    def waiting(self) -> list[Entry]:
+        """What is in the journal and waits for a COMMIT."""
+        return [] if self.journal is None else self.journal.waiting
+
     def begin(self, actor: Actor) -> None:
-        self._run("BEGIN IMMEDIATE")
+        self._statements = []
+        self._opaque = False
         self._begun = (self._head_seq, self._head_hash, self._head_time_ns)
-        (version,) = self._one("PRAGMA data_version") or (0,)
-        if version != self._data_version:
-            self._reload()
-            self._data_version = version
+        if not self._connection.in_transaction:
+            if self.waiting:
+                self.redo(self.waiting.copy)
+            self._open()
         self.actor = actor
         self.seq = Seq(self._head_seq + 1)
         self.now_ns = self._clock.time_ns()
@@ -129,19 +95,50 @@ class Transaction(Reader):
         if self._accounts is not None:
             self._accounts.begin()
 
+    def _open(self) -> None:
+        self._change("BEGIN IMMEDIATE")
+        (version,) = self._one("PRAGMA data_version") or (0,)
+        if version != self._data_version:
+            self._reload()
+            self._data_version = version
+            self._begun = (self._head_seq, self._head_hash, self._head_time_ns)
+        self.committed_seq = self._head_seq
+        self._waits = self.journal is not None and self.may_wait()
+
     def end(self) -> None:
-        """Commit what was recorded.
+        """Keep what was recorded: in the journal, or by a COMMIT.
 
         Raises:
             RuntimeError: Rows were changed without a record: a bug. Nothing is kept.
         """
         if self._dirty:
             raise RuntimeError("rows changed without a log record")
-        self._run("COMMIT")
+        if not self._waits or self._opaque or not self._keep():
+            self.commit_waiting()
+
+    def _keep(self) -> bool:
+        """Have the operation wait for its COMMIT, in the journal; tell whether it can."""
+        if not self._statements:
+            return bool(self.waiting)
+        try:
+            statements = [(sql.NAMES[text], values) for text, values in self._statements]
+        except KeyError:
+            return False
+        assert self.journal is not None
+        before_seq, before_hash, _ = self._begun
+        return self.journal.append(Entry(before_seq, before_hash, self._head_seq, statements))
+
+    def commit_waiting(self) -> None:
+        """COMMIT, with all that waits for it."""
+        self._change("COMMIT")
+        self.committed_seq = self._head_seq
+        if self.journal is not None:
+            self.journal.clear()
 
     @property
     def connection(self) -> Connection:
         """For statements of ``meta`` that only one rule needs."""
+        self._opaque = True
         return self._connection
 
     @property
@@ -150,13 +147,52 @@ class Transaction(Reader):
         return self._head_seq
 
     def abort(self) -> None:
+        """Take back the operation that did not end. Those that wait may have to be `redo`ne."""
         self._head_seq, self._head_hash, self._head_time_ns = self._begun
+        untouched = not self._statements and not self._opaque
+        if untouched and self.waiting and self._connection.in_transaction:
+            return
         self._data_version = -1
         self._connection.rollback()
 
     def forget(self) -> None:
         """Read everything anew at the next ``begin``."""
         self._data_version = -1
+
+    def redo(self, read: Callable[[], Iterable[Entry]]) -> tuple[int, int]:
+        """Run again what waited for a COMMIT that never came, in the order of the log.
+
+        Args:
+            read: Returns it. Called when nobody else can change anything any more.
+
+        Returns:
+            How many entries the log did not have yet; how many of others do not go on from its end.
+
+        Raises:
+            StoreBusy: Another process is writing; nothing happened, try again.
+            CorruptMetadata: They do not fit the database.
+        """
+        done = lost = 0
+        try:
+            self._open()
+            for entry in sorted(read(), key=lambda entry: entry.before):
+                if (entry.before, entry.before_hash) == (self._head_seq, self._head_hash):
+                    for name, values in entry.statements:
+                        self._change(sql.JOURNALED[name], values)
+                    self._reload()
+                    done += 1
+                else:
+                    lost += entry.before >= self._head_seq
+            self.commit_waiting()
+        except UNFIT as error:
+            raise errors.CorruptMetadata(
+                "a journal in the store's peers/ does not fit the database: move the .journal files"
+                f" away, and what they hold is lost ({error})"
+            ) from error
+        finally:
+            self._data_version = -1
+            self._connection.rollback()
+        return done, lost
 
     def _reload(self) -> None:
         """Forget what another process may have changed."""
@@ -172,8 +208,17 @@ class Transaction(Reader):
         self._begin_accounts()
 
     def _begin_accounts(self) -> None:
-        accounts = Accounts(self._connection, self.held)
+        accounts = Accounts(self._connection, self.held, self._run_returning)
         self._accounts = accounts if accounts.roots else None
+
+    def _run(self, statement: str, values: tuple[Any, ...]) -> None:
+        self._change(statement, values)
+        self._statements.append((statement, values))
+
+    def _run_returning(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        row = self._one(statement, values)
+        self._statements.append((statement, values))
+        return row
 
     def commit(self, change: records.Change) -> Seq:
         """Write the record of the operation; the next change belongs to the next one.
@@ -202,7 +247,7 @@ class Transaction(Reader):
             change.undoes,
         )
         digest = records.chain_hash(self._head_hash, row, self.actor)
-        self._run(_ADD_RECORD, (*row, self._actor_id(), digest))
+        self._run(sql.ADD_RECORD, (*row, self._actor_id(), digest))
         self._head_seq, self._head_hash, self._head_time_ns = seq, digest, time_ns
         self.seq = Seq(seq + 1)
         self._dirty = False
@@ -214,11 +259,7 @@ class Transaction(Reader):
             return known
         a = self.actor
         columns = (a.pid, a.start_ticks, a.command, a.agent, a.uid, a.gid, a.session, a.principal)
-        self._run(
-            "INSERT OR IGNORE INTO actor (pid, start_ticks, command, agent, uid, gid, session,"
-            " principal) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            columns,
-        )
+        self._run(sql.ADD_ACTOR, columns)
         row = self._one(
             "SELECT id FROM actor WHERE pid = ? AND start_ticks = ? AND command = ? AND agent = ?"
             " AND uid = ? AND gid = ? AND session = ? AND principal = ?",
@@ -235,10 +276,7 @@ class Transaction(Reader):
     def new_ino(self) -> Ino:
         """Return an inode number that was never used."""
         if self._next_ino >= self._ino_limit:
-            row = self._one(
-                "UPDATE store SET value = value + ? WHERE key = 'next_ino' RETURNING value",
-                (_INO_BLOCK,),
-            )
+            row = self._run_returning(sql.TAKE_INOS, (_INO_BLOCK,))
             if row is None:
                 raise errors.CorruptMetadata("the store has no next_ino: run nexus-ctl fsck")
             self._next_ino, self._ino_limit = row[0] - _INO_BLOCK, row[0]
@@ -284,28 +322,28 @@ class Transaction(Reader):
         self._dirty = True
         if self._accounts is not None:
             self._accounts.appear(inode.ino)
-        self._run(_ADD_INODE, (inode.ino, self.seq, *inode[2:]))
+        self._run(sql.ADD_INODE, (inode.ino, self.seq, *inode[2:]))
 
     def put_inode(self, inode: Inode) -> None:
         """Replace the current version, which becomes a past one."""
         self._dirty = True
         self.touch(inode.ino)
-        self._run(_BURY_VERSION, (inode.ino, self.seq))
-        self._run(_PUT_INODE, (inode.ino, self.seq, *inode[2:]))
+        self._run(sql.BURY_VERSION, (inode.ino, self.seq))
+        self._run(sql.PUT_INODE, (inode.ino, self.seq, *inode[2:]))
 
     def remove_inode(self, ino: Ino) -> None:
         """The inode is gone as of this operation."""
         self._dirty = True
         self.touch(ino)
-        self._run(_BURY_VERSION, (ino, self.seq))
-        self._run("DELETE FROM inode WHERE ino = ?", (ino,))
+        self._run(sql.BURY_VERSION, (ino, self.seq))
+        self._run(sql.DROP_INODE, (ino,))
         self._paths.pop(ino, None)
 
     def touch_directory(self, ino: Ino, *, subdirectories: int = 0) -> None:
         """A child came, went or was replaced: mtime, ctime and nlink follow, with no version."""
         # The record's time, which as-of views go by, even where the clock went back.
         time_ns = max(self.now_ns, self._head_time_ns)
-        self._run(_TOUCH, (time_ns, subdirectories, ino))
+        self._run(sql.TOUCH, (time_ns, subdirectories, ino))
 
     # -- dentries --
 
@@ -313,17 +351,17 @@ class Transaction(Reader):
         self._dirty = True
         self.touch(inode.ino)
         kind = inode.mode & 0o170000
-        self._run(_ADD_DENTRY, (parent, name_hash(name), name, inode.ino, kind, self.seq))
-        self._run(_ADD_CHILD_CHANGE, (parent, self.seq))
+        self._run(sql.ADD_DENTRY, (parent, name_hash(name), name, inode.ino, kind, self.seq))
+        self._run(sql.ADD_CHILD_CHANGE, (parent, self.seq))
 
     def remove_dentry(self, parent: Ino, name: Name) -> None:
         self._dirty = True
         key = (parent, name_hash(name), name)
         if self._accounts is not None:
             self._accounts.name_goes(*key)
-        self._run(_BURY_DENTRY, (*key, self.seq))
-        self._run(_DROP_DENTRY, key)
-        self._run(_ADD_CHILD_CHANGE, (parent, self.seq))
+        self._run(sql.BURY_DENTRY, (*key, self.seq))
+        self._run(sql.DROP_DENTRY, key)
+        self._run(sql.ADD_CHILD_CHANGE, (parent, self.seq))
 
     # -- content --
 
@@ -336,7 +374,7 @@ class Transaction(Reader):
         self._dirty = True
         for extent in extents:
             self._clear_range(ino, extent.start, extent.end)
-            self._run(_ADD_EXTENT, (ino, *extent, self.seq))
+            self._run(sql.ADD_EXTENT, (ino, *extent, self.seq))
 
     def truncate_extents(self, ino: Ino, size: int) -> None:
         """End every extent at ``size``."""
@@ -353,15 +391,15 @@ class Transaction(Reader):
     def _clear_range(self, ino: Ino, start: int, end: int) -> None:
         rows = self._all(OVERLAPPING, (ino, start, end))
         for old in map(Extent._make, rows):
-            self._run(_BURY_EXTENT, (ino, old.start, self.seq))
-            self._run("DELETE FROM extent WHERE ino = ? AND start = ?", (ino, old.start))
+            self._run(sql.BURY_EXTENT, (ino, old.start, self.seq))
+            self._run(sql.DROP_EXTENT, (ino, old.start))
             if old.start < start:
                 kept = old._replace(length=start - old.start)
-                self._run(_ADD_EXTENT, (ino, *kept, self.seq))
+                self._run(sql.ADD_EXTENT, (ino, *kept, self.seq))
             if old.end > end:
                 skipped = end - old.start
                 kept = Extent(end, old.end - end, old.digest, old.chunk_offset + skipped)
-                self._run(_ADD_EXTENT, (ino, *kept, self.seq))
+                self._run(sql.ADD_EXTENT, (ino, *kept, self.seq))
 
     def rewind_extents(self, ino: Ino, seq: Seq) -> None:
         """Take back what operations from ``seq`` on did to a file's content, as if it never was.
@@ -369,8 +407,8 @@ class Transaction(Reader):
         The only way to change the past: for bytes that a power loss took.
         """
         self._dirty = True
-        for sql in _REWIND_EXTENTS:
-            self._run(sql, (ino, seq))
+        for statement in sql.REWIND_EXTENTS:
+            self._run(statement, (ino, seq))
 
     def rewind_content(self, ino: Ino, seq: Seq, size: int, content_seq: Seq) -> None:
         """Let every version of an inode from ``seq`` on have this content."""
@@ -394,22 +432,19 @@ class Transaction(Reader):
         Args:
             location: (pack name, offset, stored length, length, codec).
         """
-        self._run(ADD_CHUNK, (digest, *location))
+        self._run(sql.ADD_CHUNK, (digest, *location))
 
     # -- xattrs --
 
     def put_xattr(self, ino: Ino, name: bytes, value: bytes) -> None:
         self._dirty = True
-        self._run(_BURY_XATTR, (ino, name, self.seq))
-        self._run(
-            "INSERT OR REPLACE INTO xattr (ino, name, value, from_seq) VALUES (?, ?, ?, ?)",
-            (ino, name, value, self.seq),
-        )
+        self._run(sql.BURY_XATTR, (ino, name, self.seq))
+        self._run(sql.PUT_XATTR, (ino, name, value, self.seq))
 
     def remove_xattr(self, ino: Ino, name: bytes) -> None:
         self._dirty = True
-        self._run(_BURY_XATTR, (ino, name, self.seq))
-        self._run("DELETE FROM xattr WHERE ino = ? AND name = ?", (ino, name))
+        self._run(sql.BURY_XATTR, (ino, name, self.seq))
+        self._run(sql.DROP_XATTR, (ino, name))
 
     # -- quotas --
 
@@ -417,40 +452,33 @@ class Transaction(Reader):
         """Set a directory's limits, and count what is below it; reads all of that."""
         self._dirty = True
         quota = Quota(ino, max_bytes, max_inodes, quotas.count(self._connection, ino))
-        quotas.put_quota(self._connection, quota)
+        quotas.put_quota(self.connection, quota)
         self._begin_accounts()
         return quota
 
     def remove_quota(self, ino: Ino) -> None:
         self._dirty = True
-        quotas.remove_quota(self._connection, ino)
+        quotas.remove_quota(self.connection, ino)
         self._begin_accounts()
 
     # -- snapshots and undo --
 
     def add_snapshot(self, name: str, seq: Seq) -> None:
         self._dirty = True
-        self._run(
-            "INSERT INTO snapshot (name, seq, created_seq, time_ns, uid) VALUES (?, ?, ?, ?, ?)",
-            (name, seq, self.seq, max(self.now_ns, self._head_time_ns), self.actor.uid),
-        )
+        time_ns = max(self.now_ns, self._head_time_ns)
+        self._run(sql.ADD_SNAPSHOT, (name, seq, self.seq, time_ns, self.actor.uid))
 
     def remove_snapshot(self, name: str) -> None:
         self._dirty = True
-        self._run("DELETE FROM snapshot WHERE name = ?", (name,))
+        self._run(sql.DROP_SNAPSHOT, (name,))
 
     def add_reversal(self, target: Seq) -> None:
         """This operation reverses ``target``."""
-        self._run(
-            "INSERT OR IGNORE INTO reversal (target, by_seq) VALUES (?, ?)", (target, self.seq)
-        )
+        self._run(sql.ADD_REVERSAL, (target, self.seq))
 
     def add_touched(self, ino: Ino, parent: Ino = NO_INO, name: bytes = b"") -> None:
         """This operation changed an inode, or a name of it."""
-        self._run(
-            "INSERT OR IGNORE INTO touched (seq, ino, parent, name) VALUES (?, ?, ?, ?)",
-            (self.seq, ino, parent, name),
-        )
+        self._run(sql.ADD_TOUCHED, (self.seq, ino, parent, name))
 
     def as_of(self, seq: Seq) -> AsOfReader:
         return AsOfReader(self._connection, seq)

@@ -98,14 +98,15 @@ def wait_for_one(workers: list[subprocess.Popen[bytes]], seconds: float) -> None
 
 def sample(mount: Mount, pid: int) -> Sample:
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    resident = next(line.split()[1] for line in status if line.startswith("VmRSS:"))
+    # Not VmRSS: pages of the database that are mapped are the kernel's cache, and go when it likes.
+    anonymous = next(line.split()[1] for line in status if line.startswith("RssAnon:"))
     descriptors = []
     for entry in os.scandir(f"/proc/{pid}/fd"):
         with suppress(FileNotFoundError):  # closed since
             descriptors.append(os.readlink(entry))
     store = mount.store
     return Sample(
-        memory=int(resident) * 1024,
+        memory=int(anonymous) * 1024,
         descriptors=len([fd for fd in descriptors if not fd.startswith("/proc/")]),
         database=sum((store / name).stat().st_size for name in ("meta.db", "meta.db-wal")),
         packs=sum(entry.stat().st_size for entry in os.scandir(store / "packs")),

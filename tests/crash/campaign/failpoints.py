@@ -20,7 +20,7 @@ from nexus_engine.backup import layout, making
 from nexus_engine.cas import own_packs, writer
 from nexus_engine.fs import content
 from nexus_engine.history.undo import apply
-from nexus_engine.meta import connection, database, gc_queries, transaction
+from nexus_engine.meta import connection, database, gc_queries, journal, transaction
 from nexusfuse import daemon, liveness
 
 Wraps = Callable[["Trigger"], None]
@@ -175,6 +175,9 @@ FAILPOINTS = {
     "commit-torn": Failpoint(_torn_file("-wal"), "during a transaction: half a frame"),
     "transaction-ends": Failpoint(before(Transaction, "end"), "during a transaction: no frame"),
     "committed": Failpoint(after(Transaction, "end"), "after the commit, before the reply"),
+    "journaled": Failpoint(after(journal.Journal, "append"), "journaled, not committed"),
+    "settles": Failpoint(before(Database, "settle"), "before a COMMIT of what waits"),
+    "settled": Failpoint(after(Database, "settle"), "after a COMMIT of what waited"),
     "unlinked-open": Failpoint(
         after(engine.Engine, "_unlinked", lambda e, inode, *_: inode.ino in e.content.unlinked),
         "while an unlinked file was open",
@@ -190,6 +193,9 @@ FAILPOINTS = {
     "checkpoint-torn": Failpoint(_torn_file("meta.db"), "during a checkpoint: half a page"),
     "checkpointed": Failpoint(after(connection.Connection, "checkpoint"), "after a checkpoint"),
     # while the store is taken over
+    "recovering-journal": Failpoint(
+        after(Database, "redo"), "while recovering: journals applied", True
+    ),
     "recovering-rewound": Failpoint(
         after(recovery, "take_back_lost_content"), "while recovering: looked for losses", True
     ),
