@@ -29,7 +29,7 @@ MIB = 1024 * 1024
 RENAME_EXCHANGE = 2
 ANYBODY = 0xFFFFFFFF
 OWNER = ALICE._replace(uid=0)
-POLICY = b"retention: {keep_all: 1s}\n"
+POLICY = b"retention: {keep_all: 1s}\nreserve_mib: 1\n"
 _ACL = struct.pack("<I", 2) + b"".join(
     struct.pack("<HHI", *entry)
     for entry in (
@@ -145,6 +145,9 @@ async def furnish(path: Path) -> None:
     await world.unlink("dir/sub/waste")
     await world.unlink("dir/sub/deep")
     await world.close()
+    store = Store.open(path)  # with the settings written above
+    store.reserve.fill()
+    store.close()
 
 
 # -- one function for each, where a line is not enough --
