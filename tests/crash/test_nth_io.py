@@ -256,7 +256,8 @@ async def test_a_store_that_could_not_be_opened_is_held_by_nobody(
     shutil.copytree(furnished, path)
     for nth in itertools.count(1):
         io.arm(FAULTS[0], nth)
-        engine, failure = None, errors.ObjectStoreFailed
+        engine: Engine | None = None
+        failure: type[errors.EngineError] = errors.ObjectStoreFailed
         try:
             engine = Engine.start(path)
         except errors.EngineError as error:

@@ -11,7 +11,9 @@ import pytest
 
 from nexus_engine.check.fsck import check
 from nexus_engine.engine import Engine
+from nexus_engine.meta import gc_queries
 from nexus_engine.oplog.verify import verify_log
+from nexus_engine.retention import gc
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Inode, Name, Seq
 
@@ -195,4 +197,35 @@ async def test_a_pack_without_its_header_is_mended(store: Path) -> None:
     engine = Engine.start(store)
     assert (await read(engine, b"a"), await read(engine, b"b")) == (b"1", b"2")
     assert check(engine.store, deep=True) == []
+    await engine.close()
+
+
+async def test_a_copy_that_is_lost_takes_nothing_from_whom_it_was_made_for(store: Path) -> None:
+    """gc has begun to empty a pack: what is stored anew meanwhile is all that the index names."""
+    engine = Engine.start(store)
+    handle, _ = await engine.create(ROOT_INO, Name(b"old"), 0o644, ALICE)
+    await engine.write(handle, 0, b"the same")
+    await engine.fsync(handle)
+    await engine.release(handle)
+    await engine.close()
+    opened = Store.open(store)
+    numbers = [number for number, _ in gc_queries.all_packs(opened.database.connection)]
+    opened.upkeep(
+        opened.database.in_transaction, lambda connection: gc_queries.retire(connection, numbers)
+    )
+    opened.close()
+
+    lose_power(store, "await put(b'new', b'the same')", "await put(b'other', b'lost')")
+    engine = Engine.start(store)
+    assert await read(engine, b"old") == b"the same"
+    assert await read(engine, b"new") == b"the same"
+    assert await read(engine, b"other") == b""
+    assert check(engine.store, deep=True) == []
+    await engine.close()
+    opened = Store.open(store)
+    assert gc.collect(opened).copied_bytes > 0
+    assert check(opened, deep=True) == []
+    opened.close()
+    engine = Engine.start(store)
+    assert await read(engine, b"old") == b"the same"
     await engine.close()
