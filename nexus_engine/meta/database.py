@@ -47,7 +47,7 @@ class Database:
     @property
     def known_head(self) -> Seq:
         """The last operation as of this process's last transaction: a lower bound, for free."""
-        return self._transaction.head_seq
+        return self._transaction.committed_seq
 
     @property
     def held(self) -> dict[Ino, Usage]:

@@ -105,6 +105,8 @@ class Transaction(Reader):
         self._head_seq = Seq(0)
         self._head_time_ns = 0
         self._begun = (self._head_seq, self._head_hash, self._head_time_ns)
+        self.committed_seq = self._head_seq
+        """The last operation known to be committed; any thread may ask, also amid a transaction."""
         self._next_ino = self._ino_limit = 0
         self._paths: dict[Ino, Path] = {ROOT_INO: Path(b"")}
         self._actors: dict[Actor, int] = {}
@@ -122,6 +124,7 @@ class Transaction(Reader):
         if version != self._data_version:
             self._reload()
             self._data_version = version
+            self.committed_seq = self._head_seq
         self.actor = actor
         self.seq = Seq(self._head_seq + 1)
         self.now_ns = self._clock.time_ns()
@@ -138,6 +141,7 @@ class Transaction(Reader):
         if self._dirty:
             raise RuntimeError("rows changed without a log record")
         self._run("COMMIT")
+        self.committed_seq = self._head_seq
 
     @property
     def connection(self) -> Connection:

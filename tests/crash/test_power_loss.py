@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from nexus_engine import errors
 from nexus_engine.check.fsck import check
 from nexus_engine.engine import Engine
+from nexus_engine.fs import namespace
 from nexus_engine.meta import gc_queries
+from nexus_engine.meta.transaction import Transaction
 from nexus_engine.oplog.verify import verify_log
+from nexus_engine.owners import take_over
 from nexus_engine.retention import gc
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Inode, Name, Seq
@@ -186,6 +190,25 @@ async def test_what_was_fsynced_stays_where_a_later_flush_is_lost_in_part(store:
     assert await read(engine, b"a") == b"kept"
     assert check(engine.store, deep=True) == []
     await engine.close()
+
+
+def test_what_is_not_committed_is_not_said_to_be_on_the_disk(store: Path) -> None:
+    """Or the operation that gets its number later would not be looked at after a power loss."""
+    opened = Store.open(store)
+
+    def fail(tx: Transaction) -> None:
+        namespace.make(tx, ROOT_INO, Name(b"directory"), 0o40755)
+        opened.sync()  # as a thread does at any time
+        raise errors.AlreadyExists
+
+    with pytest.raises(errors.AlreadyExists):
+        opened.transact(fail, ALICE)
+    head, owner = opened.reader.head(), opened.owner
+    opened.abandon()
+    lock = take_over(store / "peers", owner)
+    assert lock is not None
+    assert lock.synced() == head
+    lock.release()
 
 
 async def test_a_pack_without_its_header_is_mended(store: Path) -> None:
