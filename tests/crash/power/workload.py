@@ -20,13 +20,11 @@ from nexus_engine import errors
 from nexus_engine.engine import Engine
 from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.fs.files import Handle
-from nexus_engine.meta import gc_queries
-from nexus_engine.retention import gc
 from nexus_engine.services import Services
-from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Ino, Name
 from tests.crash.campaign.steps import Step, content_of
 from tests.crash.campaign.writer import WRITERS
+from tests.crash.emptying import empty_some_pack
 from tests.crash.power.events import Note, Recording
 from tests.crash.power.recorder import Recorder
 from tests.crash.small_limits import use_small_limits
@@ -34,8 +32,6 @@ from tests.crash.small_limits import use_small_limits
 ACTOR = Actor(uid=0, gid=0, pid=os.getpid(), command="writer", agent="writer")
 RECOVERED = ["recovered"]
 """A note: the store is open, and what a process that died had left is finished."""
-ALL_DEAD = 1.1
-"""A share that no pack reaches: gc empties what was begun."""
 FLAGS = {"create": os.O_CREAT, "open": os.O_RDWR, "open-truncate": os.O_RDWR | os.O_TRUNC}
 
 
@@ -83,7 +79,8 @@ class EngineHands:
             case ["sync"]:
                 await engine.sync()
             case ["gc"]:
-                await engine.in_peer(partial(empty_some_pack, self._rng))
+                with suppress(errors.StoreBusy):  # somebody does not answer in time
+                    await engine.in_peer(partial(empty_some_pack, self._rng))
             case ["create", path]:
                 parent, name = await self._split(path)
                 self._handles[path], _ = await engine.create(parent, name, 0o644, ACTOR)
@@ -146,16 +143,6 @@ class EngineHands:
             assert found is not None
             parent = found.ino
         return parent, Name(name.encode())
-
-
-def empty_some_pack(rng: random.Random, store: Store) -> None:
-    """Begin to empty a pack, as gc does with those of which most is dead; perhaps go on."""
-    packs = gc_queries.all_packs(store.database.connection)
-    chosen = [number for number, _ in rng.sample(packs, min(1, len(packs)))]
-    store.upkeep(store.database.in_transaction, lambda c: gc_queries.retire(c, chosen))
-    if rng.random() < 0.5:
-        with suppress(errors.StoreBusy):
-            gc.collect(store, dead_share=ALL_DEAD)
 
 
 async def work(store: Path, recorder: Recorder, seed: int, steps: int, kinds: list[str]) -> None:
