@@ -267,6 +267,20 @@ async def _purge(scene: Scene) -> None:
     await scene.offline("purge", path="a/two")
 
 
+async def _quota_set(scene: Scene) -> None:
+    await scene.command("quota-set", path="a", bytes=10**6, inodes=100)
+
+
+async def _create_below_quota(scene: Scene) -> None:
+    place = scene.place("a/new")
+    scene.handles["a/new"], _ = await scene.engine.create(*place, 0o640, scene.actor)
+
+
+async def _written_below_quota(scene: Scene) -> None:
+    await _quota_set(scene)
+    await _written("a/one", b"new", scene, offset=5000)
+
+
 async def _undone(scene: Scene) -> None:
     await scene.command("undo", agent="bob")
 
@@ -350,6 +364,11 @@ MUTATIONS = (
     Mutation("dropping a snapshot", _command("snapshot-delete", name="monday")),
     Mutation("tag", _command("tag-set", path="a/one", key="who", value="me")),
     Mutation("removing a tag", _command("tag-remove", path="a/one", key="mood")),
+    Mutation("quota", _command("quota-set", path="a", bytes=10**6)),
+    Mutation("lifting a quota", _command("quota-remove", path="a"), _quota_set),
+    Mutation("create below a quota", _create_below_quota, _quota_set),
+    Mutation("flush below a quota", partial(_flush, "a/one"), _written_below_quota),
+    Mutation("rename below a quota", lambda scene: scene.rename("dir", "a/dir"), _quota_set),
     Mutation("undo", _command("undo", agent="bob")),
     Mutation("redo", _command("redo", last=1), _undone),
     Mutation("restore", _command("restore", path="dir", moment="monday")),

@@ -23,6 +23,7 @@ from nexus_engine import errors
 from nexus_engine.check.fsck import check
 from nexus_engine.engine import Engine
 from nexus_engine.history import snapshots
+from nexus_engine.meta import quotas
 from nexus_engine.oplog.verify import verify_log
 from nexus_engine.recovery import recover
 from nexus_engine.store import Store
@@ -72,6 +73,7 @@ async def look(scene: Scene) -> State:
     for name, handle in scene.handles.items():
         state["open", name] = await engine.read(handle, 0, 10**8)
     state["snapshots"] = [row.name for row in snapshots.list_all(scene.database)]
+    state["quotas"] = quotas.all_quotas(scene.database.connection)
     # A session may end on the way to what was asked for: that changes nothing that can be seen.
     state["records"] = scene.database.connection.all(
         "SELECT kind, path FROM oplog WHERE kind NOT IN ('write', 'recover', 'prune', 'purge')"
