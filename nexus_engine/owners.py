@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from nexus_engine.backends.files import translate
+from nexus_engine.errors import EngineError
 
 _SUFFIX = ".lock"
 _SEQ_DIGITS = 20
@@ -49,8 +50,15 @@ class OwnerLock:
                 raise translate(error, f"write {self._path}") from error
 
     def note_writing(self) -> None:
-        """Leave word that this owner stores content, and answers gc."""
-        os.pwrite(self._fd, _WRITING, _SEQ_DIGITS)
+        """Leave word that this owner stores content, and answers gc.
+
+        Raises:
+            NoSpace, StoreInaccessible, ObjectStoreFailed.
+        """
+        try:
+            os.pwrite(self._fd, _WRITING, _SEQ_DIGITS)
+        except OSError as error:
+            raise translate(error, f"write {self._path}") from error
 
     def synced(self) -> int:
         """Return what this owner noted last; 0 if nothing."""
@@ -94,7 +102,11 @@ def _claim(peers: Path) -> OwnerLock:
         # Between the two somebody may have found the file unlocked and cleared it away.
         if path.exists() and os.path.samestat(path.stat(), os.fstat(fd)):
             lock = OwnerLock(path, fd)
-            lock.note_synced(0)  # takes its room on the disk now
+            try:
+                lock.note_synced(0)  # takes its room on the disk now
+            except EngineError:
+                lock.release()  # or this process would hold what nobody leaves or takes over
+                raise
             return lock
         os.close(fd)
 

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Container
+from contextlib import suppress
+from typing import Any
 
 from nexus_engine import errors
+from nexus_engine.cas.pack import KIND_CHUNK, PACK_HEADER_SIZE
+from nexus_engine.meta import gc_queries
 from nexus_engine.meta.tail_queries import iter_extents_since
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
@@ -36,24 +40,49 @@ def take_back_lost_content(store: Store, packs: Collection[str], synced: Seq) ->
     """
     if not packs:
         return 0
-    lost: set[Digest] = set()
     seen: set[Digest] = set()
-    first: dict[Ino, Seq] = {}
+    lost: dict[Digest, list[tuple[Seq, Ino]]] = {}
     for seq, ino, digest in iter_extents_since(store.database.connection, synced):
         if digest not in seen:
             seen.add(digest)
             if not _is_there(store, packs, digest):
-                lost.add(digest)
+                lost[digest] = []
         if digest in lost:
-            first.setdefault(ino, seq)
-    if lost:
-        store.transact(_take_back, _NOBODY, lost, first)
+            lost[digest].append((seq, ino))
+    if not lost:
+        return 0
+    copies = _find_copies(store, lost)
+    first: dict[Ino, Seq] = {}
+    for seq, ino in sorted(name for d, names in lost.items() if d not in copies for name in names):
+        first.setdefault(ino, seq)
+    store.transact(_take_back, _NOBODY, set(lost), copies, first)
+    if first:
         log.warning(
             "%d chunks did not reach the disk before the machine stopped: %d files have the"
             " content from before; nexus-ctl log shows which (kind recover)",
-            len(lost), len(first),
+            len(lost) - len(copies), len(first),
         )  # fmt: skip
     return len(first)
+
+
+def _find_copies(store: Store, lost: Container[Digest]) -> dict[Digest, tuple[Any, ...]]:
+    """Return where else lost chunks are: in packs that gc has begun to empty.
+
+    What was stored anew because such a pack goes is all that the index names, for older files too.
+    The pack itself goes only when that is on the disk.
+    """
+    found: dict[Digest, tuple[Any, ...]] = {}
+    connection = store.database.connection
+    going = set(gc_queries.retiring_numbers(connection))
+    for number, name in gc_queries.all_packs(connection):
+        if number not in going:
+            continue
+        with suppress(errors.ObjectNotFound):
+            for record in store.chunks.scan(name, PACK_HEADER_SIZE):
+                if record.kind == KIND_CHUNK and record.digest in lost:
+                    place = (name, record.offset, record.stored_length, record.length, record.codec)
+                    found[record.digest] = place
+    return found
 
 
 def _is_there(store: Store, packs: Container[str], digest: Digest) -> bool:
@@ -70,12 +99,20 @@ def _is_there(store: Store, packs: Container[str], digest: Digest) -> bool:
 
 
 @frees_space
-def _take_back(tx: Transaction, lost: set[Digest], first: dict[Ino, Seq]) -> None:
+def _take_back(
+    tx: Transaction,
+    lost: set[Digest],
+    copies: dict[Digest, tuple[Any, ...]],
+    first: dict[Ino, Seq],
+) -> None:
+    for digest in lost:
+        tx.remove_chunk(digest)  # or the next file of this content would rely on it
+    for digest, location in copies.items():
+        tx.add_chunk(digest, location)
+    lost = lost.difference(copies)
     for ino, seq in first.items():
         if not lost.isdisjoint(e.digest for e in tx.extents(ino, 0, SIZE_MAX)):
             _take_back_file(tx, ino, seq)
-    for digest in lost:
-        tx.remove_chunk(digest)  # or the next file of this content would rely on it
 
 
 def _take_back_file(tx: Transaction, ino: Ino, seq: Seq) -> None:

@@ -79,12 +79,22 @@ class _Found:
 
     def __init__(self) -> None:
         self.locations: dict[Digest, tuple[Any, ...]] = {}
-        self.newest: dict[bytes, Intent] = {}
-        """The last intent of each session."""
         self.whole: dict[bytes, Intent] = {}
-        """The last whose chunks are there. Intents come after their chunks; after a power loss
-        these may be missing all the same, in a pack before. Nothing of such an intent was fsynced,
-        but what an earlier one of the session says may have been."""
+        """The last intent of each session whose chunks are there."""
+        self.short: list[Intent] = []
+        """Of which some were not there when it was read. Intents come after their chunks, but gc
+        may have had these stored once more. And after a power loss they may be missing, in a pack
+        before: nothing of such an intent was fsynced, but what an earlier one of the session says
+        may have been."""
+
+    def note(self, intent: Intent, *, whole: bool) -> None:
+        known = self.whole.get(intent.session)
+        if known is not None and known.flushes >= intent.flushes:
+            return
+        if whole:
+            self.whole[intent.session] = intent
+        else:
+            self.short.append(intent)
 
 
 def _take_over(store: Store, packs: list[str]) -> int:
@@ -92,8 +102,11 @@ def _take_over(store: Store, packs: list[str]) -> int:
     found = _Found()
     for name in packs:
         _read_pack(store, name, found)
-    short = [i for i in found.newest.values() if found.whole.get(i.session) is not i]
-    for intent in _uncommitted(store, short):
+    short, found.short = sorted(found.short, key=lambda i: i.flushes), []
+    for intent in reversed(short):
+        found.note(intent, whole=_has_chunks(store, intent, found.locations))
+    lost = {intent.session: intent for intent in reversed(found.short)}
+    for intent in _uncommitted(store, lost.values()):
         log.warning(
             "a write to inode %d by pid %d cannot be finished: some of its chunks did not reach the"
             " disk; the file keeps its content from before",
@@ -127,11 +140,7 @@ def _read_pack(store: Store, name: str, found: _Found) -> None:
                 except msgspec.DecodeError as error:
                     log.error("pack %s: unreadable intent at %d: %s", name, record.offset, error)
                     continue
-                known = found.newest.get(intent.session)
-                if known is None or known.flushes < intent.flushes:
-                    found.newest[intent.session] = intent
-                    if _has_chunks(store, intent, found.locations):
-                        found.whole[intent.session] = intent
+                found.note(intent, whole=_has_chunks(store, intent, found.locations))
     except errors.ObjectNotFound:
         log.warning("pack %s was registered but never written", name)
 

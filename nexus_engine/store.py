@@ -315,7 +315,7 @@ class Store:
 
     def sync(self) -> None:
         """Make everything committed, and every intent, durable. Chunks before what names them."""
-        head = self.database.committed_head
+        head = self.database.known_head
         self.chunks.sync()
         self.database.sync()
         self._lock.note_synced(head)

@@ -54,11 +54,6 @@ class Database:
     @property
     def known_head(self) -> Seq:
         """The last operation as of this process's last transaction: a lower bound, for free."""
-        return self._transaction.head_seq
-
-    @property
-    def committed_head(self) -> Seq:
-        """The last operation that surely is in the database; from any thread."""
         return self._transaction.committed_seq
 
     @property
@@ -233,13 +228,13 @@ class Database:
         self.in_transaction(put)
 
     def add_pack(self, name: str, owner: str) -> None:
-        """Register a pack, durably; from any thread that this object is for.
+        """Register a pack, durably; from any thread that this object is for. May be repeated.
 
         Before anything is in it: a power loss must not leave chunks in a pack that nobody knows,
         for all that fsck could say they might be those of a newer database.
         """
         self.connection.run(
-            "INSERT INTO pack (name, owner, begun_seq)"
+            "INSERT OR IGNORE INTO pack (name, owner, begun_seq)"
             " VALUES (?, ?, coalesce((SELECT max(seq) FROM oplog), 0))",
             (name, owner),
         )

@@ -55,6 +55,8 @@ class Transaction(Reader):
         self._head_seq = Seq(0)
         self._head_time_ns = 0
         self._begun = (self._head_seq, self._head_hash, self._head_time_ns)
+        self.committed_seq = self._head_seq
+        """The last operation known to be committed; any thread may ask, also amid a transaction."""
         self._next_ino = self._ino_limit = 0
         self._paths: dict[Ino, Path] = {ROOT_INO: Path(b"")}
         self._actors: dict[Actor, int] = {}
@@ -70,8 +72,6 @@ class Transaction(Reader):
         self._accounts: Accounts | None = None
         self.held: dict[Ino, Usage] = {}
         """What open files of this process take of quotas, besides what is in rows."""
-        self.committed_seq = Seq(0)
-        """The last operation that SQLite has, as far as this process knows."""
 
     # -- life of a transaction; called by Database alone --
 

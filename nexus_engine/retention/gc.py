@@ -106,6 +106,7 @@ def _collect(store: Store, dead_share: float, progress: Progress | None) -> Coll
     if not numbers:
         return Collected(0, 0, 0)
     _await_all(store, numbers)
+    _sync_others(store)  # what open sessions had stored again: it is in no row, so it goes first
     gc_queries.find_live(connection)
     gc_queries.find_outgoing(connection)
     retiring = gc_queries.retiring_packs(connection)

@@ -29,7 +29,7 @@ MIB = 1024 * 1024
 RENAME_EXCHANGE = 2
 ANYBODY = 0xFFFFFFFF
 OWNER = ALICE._replace(uid=0)
-POLICY = b"retention: {keep_all: 1s}\n"
+POLICY = b"retention: {keep_all: 1s}\nreserve_mib: 1\n"
 _ACL = struct.pack("<I", 2) + b"".join(
     struct.pack("<HHI", *entry)
     for entry in (
@@ -145,6 +145,9 @@ async def furnish(path: Path) -> None:
     await world.unlink("dir/sub/waste")
     await world.unlink("dir/sub/deep")
     await world.close()
+    store = Store.open(path)  # with the settings written above
+    store.reserve.fill()
+    store.close()
 
 
 # -- one function for each, where a line is not enough --
@@ -264,6 +267,20 @@ async def _purge(scene: Scene) -> None:
     await scene.offline("purge", path="a/two")
 
 
+async def _quota_set(scene: Scene) -> None:
+    await scene.command("quota-set", path="a", bytes=10**6, inodes=100)
+
+
+async def _create_below_quota(scene: Scene) -> None:
+    place = scene.place("a/new")
+    scene.handles["a/new"], _ = await scene.engine.create(*place, 0o640, scene.actor)
+
+
+async def _written_below_quota(scene: Scene) -> None:
+    await _quota_set(scene)
+    await _written("a/one", b"new", scene, offset=5000)
+
+
 async def _undone(scene: Scene) -> None:
     await scene.command("undo", agent="bob")
 
@@ -347,6 +364,11 @@ MUTATIONS = (
     Mutation("dropping a snapshot", _command("snapshot-delete", name="monday")),
     Mutation("tag", _command("tag-set", path="a/one", key="who", value="me")),
     Mutation("removing a tag", _command("tag-remove", path="a/one", key="mood")),
+    Mutation("quota", _command("quota-set", path="a", bytes=10**6)),
+    Mutation("lifting a quota", _command("quota-remove", path="a"), _quota_set),
+    Mutation("create below a quota", _create_below_quota, _quota_set),
+    Mutation("flush below a quota", partial(_flush, "a/one"), _written_below_quota),
+    Mutation("rename below a quota", lambda scene: scene.rename("dir", "a/dir"), _quota_set),
     Mutation("undo", _command("undo", agent="bob")),
     Mutation("redo", _command("redo", last=1), _undone),
     Mutation("restore", _command("restore", path="dir", moment="monday")),

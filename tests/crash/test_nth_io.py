@@ -5,7 +5,9 @@ Before or after, never between; the right errno; and once the disk works again, 
 
 from __future__ import annotations
 
+import errno
 import gc
+import itertools
 import logging
 import os
 import random
@@ -19,8 +21,12 @@ import trio
 
 from nexus_engine import errors
 from nexus_engine.check.fsck import check
+from nexus_engine.engine import Engine
 from nexus_engine.history import snapshots
+from nexus_engine.meta import quotas
 from nexus_engine.oplog.verify import verify_log
+from nexus_engine.recovery import recover
+from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Inode
 from nexusfuse.errno_map import ERRNO
 from tests.crash.failing_io import FAULTS, FailingIO, Fault, failing_io
@@ -67,6 +73,7 @@ async def look(scene: Scene) -> State:
     for name, handle in scene.handles.items():
         state["open", name] = await engine.read(handle, 0, 10**8)
     state["snapshots"] = [row.name for row in snapshots.list_all(scene.database)]
+    state["quotas"] = quotas.all_quotas(scene.database.connection)
     # A session may end on the way to what was asked for: that changes nothing that can be seen.
     state["records"] = scene.database.connection.all(
         "SELECT kind, path FROM oplog WHERE kind NOT IN ('write', 'recover', 'prune', 'purge')"
@@ -162,6 +169,7 @@ class Laboratory:
         if dies:
             scene.die()
             scene.start()
+        scene.store.reserve.renew()  # as a daemon does every second
         assert_is_one_of(
             self._allowed(expected, failed=failure is not None, dies=dies), await look(scene)
         )
@@ -240,6 +248,62 @@ def differences(one: State, other: State) -> list[str]:
         for key in sorted(one.keys() | other.keys(), key=repr)
         if one.get(key) != other.get(key)
     ]
+
+
+async def test_a_store_that_could_not_be_opened_is_held_by_nobody(
+    furnished: Path, tmp_path: Path, io: FailingIO
+) -> None:
+    """Whichever I/O fails on the way."""
+    path = tmp_path / "store"
+    shutil.copytree(furnished, path)
+    for nth in itertools.count(1):
+        io.arm(FAULTS[0], nth)
+        engine: Engine | None = None
+        failure: type[errors.EngineError] = errors.ObjectStoreFailed
+        try:
+            engine = Engine.start(path)
+        except errors.EngineError as error:
+            failure = type(error)
+        hit = bool(io.hits)
+        io.heal()
+        assert ERRNO[failure] == errno.EIO
+        if engine is not None:
+            await engine.close()
+        store = Store.open(path)
+        recover(store)
+        assert os.listdir(path / "peers") == [f"{store.owner}.lock"], nth
+        store.close()
+        if not hit:
+            break
+    assert nth > 10
+
+
+async def test_a_pack_is_begun_though_the_disk_was_full_for_a_moment(
+    furnished: Path, tmp_path: Path, io: FailingIO
+) -> None:
+    """Whichever I/O finds it full; what keeps a promise may use the reserve."""
+    used = 0
+    for nth in itertools.count(1):
+        path = tmp_path / f"store{nth}"
+        shutil.copytree(furnished, path)
+        scene = Scene(path)
+        handle = await scene.open_file("a/one")
+        await scene.engine.write(handle, 0, b"kept")
+        io.arm(FAULTS[1], nth)
+        try:
+            await scene.engine.flush(handle)
+        except errors.NoSpace:
+            io.heal()
+            scene.store.reserve.renew()
+            await scene.engine.flush(handle)
+        io.heal()
+        used += scene.store.reserve.spent
+        assert (await scene.engine.read(handle, 0, 4)) == b"kept"
+        await scene.leave()
+        if not io.hits:
+            break
+    assert nth > 5
+    assert used
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

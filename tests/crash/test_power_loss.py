@@ -9,9 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from nexus_engine import errors
 from nexus_engine.check.fsck import check
 from nexus_engine.engine import Engine
+from nexus_engine.fs import namespace
+from nexus_engine.meta import gc_queries
+from nexus_engine.meta.transaction import Transaction
 from nexus_engine.oplog.verify import verify_log
+from nexus_engine.owners import take_over
+from nexus_engine.retention import gc
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Inode, Name, Seq
 
@@ -186,6 +192,25 @@ async def test_what_was_fsynced_stays_where_a_later_flush_is_lost_in_part(store:
     await engine.close()
 
 
+def test_what_is_not_committed_is_not_said_to_be_on_the_disk(store: Path) -> None:
+    """Or the operation that gets its number later would not be looked at after a power loss."""
+    opened = Store.open(store)
+
+    def fail(tx: Transaction) -> None:
+        namespace.make(tx, ROOT_INO, Name(b"directory"), 0o40755)
+        opened.sync()  # as a thread does at any time
+        raise errors.AlreadyExists
+
+    with pytest.raises(errors.AlreadyExists):
+        opened.transact(fail, ALICE)
+    head, owner = opened.reader.head(), opened.owner
+    opened.abandon()
+    lock = take_over(store / "peers", owner)
+    assert lock is not None
+    assert lock.synced() == head
+    lock.release()
+
+
 async def test_a_pack_without_its_header_is_mended(store: Path) -> None:
     """The first sector may be the one that did not reach the disk."""
     lose_power(store, "await put(b'a', b'1', sync=True)", "await put(b'b', b'2')", spared=1)
@@ -195,4 +220,35 @@ async def test_a_pack_without_its_header_is_mended(store: Path) -> None:
     engine = Engine.start(store)
     assert (await read(engine, b"a"), await read(engine, b"b")) == (b"1", b"2")
     assert check(engine.store, deep=True) == []
+    await engine.close()
+
+
+async def test_a_copy_that_is_lost_takes_nothing_from_whom_it_was_made_for(store: Path) -> None:
+    """gc has begun to empty a pack: what is stored anew meanwhile is all that the index names."""
+    engine = Engine.start(store)
+    handle, _ = await engine.create(ROOT_INO, Name(b"old"), 0o644, ALICE)
+    await engine.write(handle, 0, b"the same")
+    await engine.fsync(handle)
+    await engine.release(handle)
+    await engine.close()
+    opened = Store.open(store)
+    numbers = [number for number, _ in gc_queries.all_packs(opened.database.connection)]
+    opened.upkeep(
+        opened.database.in_transaction, lambda connection: gc_queries.retire(connection, numbers)
+    )
+    opened.close()
+
+    lose_power(store, "await put(b'new', b'the same')", "await put(b'other', b'lost')")
+    engine = Engine.start(store)
+    assert await read(engine, b"old") == b"the same"
+    assert await read(engine, b"new") == b"the same"
+    assert await read(engine, b"other") == b""
+    assert check(engine.store, deep=True) == []
+    await engine.close()
+    opened = Store.open(store)
+    assert gc.collect(opened).copied_bytes > 0
+    assert check(opened, deep=True) == []
+    opened.close()
+    engine = Engine.start(store)
+    assert await read(engine, b"old") == b"the same"
     await engine.close()

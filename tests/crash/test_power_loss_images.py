@@ -14,7 +14,7 @@ import pytest
 from nexus_engine.engine import Engine
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Seq
-from tests.crash.power.events import Recording
+from tests.crash.power.events import Note, Recording, Unnamed
 from tests.crash.power.images import Disk
 from tests.crash.power.judging import Promises, judge
 
@@ -76,11 +76,15 @@ async def lose_power_often(directory: Path, seed: int, *, images: int, steps: in
         await recover_and_judge(image, recording, end, rng)
         torn, lost = torn + disk.torn, lost + disk.lost
         shutil.rmtree(image)
+    begun = sum(isinstance(e, Note) and e.done and e.step == ["gc"] for e in recording.events)
+    gone = sum(isinstance(e, Unnamed) and e.name[0] == "packs" for e in recording.events)
     print(  # noqa: T201 - shown with -s or when it fails
-        f"{images} images of {len(recording.events)} events: {torn} writes torn, {lost} lost"
+        f"{images} images of {len(recording.events)} events, with {begun} packs that gc began to"
+        f" empty and {gone} that went: {torn} writes torn, {lost} lost"
     )
     assert torn > images
     assert lost > images
+    assert begun
 
 
 def test_the_recorder_misses_nothing(tmp_path: Path, seed: int) -> None:

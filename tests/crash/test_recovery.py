@@ -9,9 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
 
+from nexus_engine import services
+from nexus_engine.check.fsck import check
 from nexus_engine.engine import Engine
+from nexus_engine.meta import gc_queries
 from nexus_engine.meta.reader import Reader
+from nexus_engine.retention import gc
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Name
 
@@ -126,3 +131,34 @@ def test_a_store_whose_making_was_killed_is_made_anew(tmp_path: Path, last: str)
     store = Store.create(path, ACTOR)
     assert Reader(store.database.connection).head() == 1
     store.close()
+
+
+async def test_what_was_fsynced_outlives_gc_and_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is open: gc empties the pack that its bytes were synced into."""
+    monkeypatch.setattr(services, "UPKEEP_INTERVAL_S", 0.02)
+    store = tmp_path / "store"
+    Store.create(store, ACTOR).close()
+    engine = Engine.start(store)
+    handle, _ = await engine.create(ROOT_INO, Name(b"file"), 0o644, ACTOR)
+    await engine.write(handle, 0, b"kept")
+    await engine.fsync(handle)
+    (first,) = (store / "packs").iterdir()
+
+    def collect(peer: Store) -> None:
+        connection = peer.database.connection
+        numbers = [number for number, _ in gc_queries.all_packs(connection)]
+        peer.upkeep(peer.database.in_transaction, lambda c: gc_queries.retire(c, numbers))
+        assert gc.collect(peer).packs == 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(services.Services(engine).run_upkeep)
+        await engine.in_peer(collect)
+        nursery.cancel_scope.cancel()
+    assert not first.exists()
+    engine.store.abandon()
+    engine = Engine.start(store)
+    assert await content(engine, b"file") == b"kept"
+    assert check(engine.store, deep=True) == []
+    await engine.close()

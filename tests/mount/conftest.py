@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from nexus_engine.commands import Request, ignore_progress
 from nexusfuse.ctl import control
-from tests.conftest import Mount
+from tests.conftest import TIMEOUT_S, Mount
 
 
 @contextmanager
@@ -25,6 +26,27 @@ def serving(directory: Path, *options: str) -> Iterator[Mount]:
         assert mounted.unexpected_log_lines() == []
     finally:
         mounted.detach()
+
+
+@contextmanager
+def small_disk(directory: Path, kind: str, size_bytes: int) -> Iterator[Path]:
+    """Mount an empty file system of its own, a tmpfs or an ext4 in a file; needs root."""
+    path = directory / "disk"
+    path.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs"]
+    if kind == "ext4":
+        image = directory / "image"
+        with image.open("wb") as file:
+            file.truncate(size_bytes)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True, timeout=TIMEOUT_S)
+        options = ["-o", "loop", str(image)]
+    made = subprocess.run(["mount", *options, path], check=False, capture_output=True, timeout=60)
+    if made.returncode != 0:
+        pytest.skip(f"cannot mount: {made.stderr.decode()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True, timeout=TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Mount
-from tests.mount.conftest import serving
+from tests.mount.conftest import serving, small_disk
 from tests.mount.waiting import wait_until
 
 DISK_BYTES = 200 << 20
@@ -20,26 +19,23 @@ LIVE_BYTES = 4_000_000
 POLICY = "retention:\n  keep_all: 1s\n  keep_log: 1s\n  interval: 1d\nsync_interval_s: 1.0\n"
 SNAPSHOTS = 4
 """Older ones are deleted."""
+MANY = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a file system takes root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    options = f"size={DISK_BYTES}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=True)
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, request.param, DISK_BYTES) as path:
+        yield path
 
 
 @pytest.fixture
-def mount(tmp_path: Path, small_disk: Path) -> Iterator[Mount]:
+def mount(tmp_path: Path, disk: Path) -> Iterator[Mount]:
     """Yield a mount whose store is on the small disk, and keeps next to nothing."""
-    (small_disk / "store").mkdir()
-    (tmp_path / "store").symlink_to(small_disk / "store")
-    (small_disk / "store/store.yaml").write_text(POLICY)
+    (disk / "store").mkdir()
+    (tmp_path / "store").symlink_to(disk / "store")
+    (disk / "store/store.yaml").write_text(POLICY)
     with serving(tmp_path) as mounted:
         yield mounted
 
@@ -66,9 +62,11 @@ def wait_until_old(mount: Mount) -> None:
 
 
 @pytest.mark.parametrize(
-    "rounds", [2, pytest.param(24, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+    ("disk", "rounds"),
+    [("tmpfs", 2), pytest.param("tmpfs", 24, marks=MANY), pytest.param("ext4", 24, marks=MANY)],
+    indirect=["disk"],
 )
-def test_space_comes_back_round_after_round(mount: Mount, small_disk: Path, rounds: int) -> None:
+def test_space_comes_back_round_after_round(mount: Mount, disk: Path, rounds: int) -> None:
     """Fill the store, delete, undo, delete again, prune, gc."""
     mount.expected_log += ["No space left", "no space left", "not all that was written"]
     mount.expected_log += ["the disk is full", "there is room again"]
@@ -112,7 +110,7 @@ def test_space_comes_back_round_after_round(mount: Mount, small_disk: Path, roun
     mount.ctl("prune")
     wanted = len(live) + sum(map(len, pinned.values()))
 
-    disk = os.statvfs(small_disk)
+    space = os.statvfs(disk)
     reserve = sum(path.stat().st_blocks * 512 for path in mount.store.glob("reserve*"))
-    used = (disk.f_blocks - disk.f_bavail) * disk.f_frsize - reserve
+    used = (space.f_blocks - space.f_bavail) * space.f_frsize - reserve
     assert used < wanted * 1.1, f"{rounds} rounds: {used} bytes used, {wanted} live or kept"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TIMEOUT_S, Mount
+from tests.mount.conftest import small_disk
 from tests.mount.linux import refused
 from tests.mount.waiting import wait_until
 
@@ -58,20 +59,8 @@ class Disk:
 @pytest.fixture(params=["tmpfs", "ext4"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     """Yield a disk that is smaller than a pack."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs"]
-    if request.param == "ext4":
-        image = tmp_path / "image"
-        with image.open("wb") as file:
-            file.truncate(DISK_MIB * MIB)
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True, timeout=TIMEOUT_S)
-        options = ["-o", "loop", str(image)]
-    made = subprocess.run(["mount", *options, path], check=False, capture_output=True, timeout=60)
-    if made.returncode != 0:
-        pytest.skip(f"cannot mount: {made.stderr.decode()}")
-    yield Disk(path)
-    subprocess.run(["umount", "-l", path], check=True, timeout=TIMEOUT_S)
+    with small_disk(tmp_path, request.param, DISK_MIB * MIB) as path:
+        yield Disk(path)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,14 @@ class Figures:
         self.hits: Counter[str] = Counter()
         self.recovery_s: list[float] = []
         self.files_read = 0
+        self.emptied = 0
 
     def __str__(self) -> str:
         recovery = sorted(self.recovery_s) or [0.0]
         median, longest = recovery[len(recovery) // 2], recovery[-1]
         return (
             f"{self.rounds} rounds; {self.promises} promises checked; {self.files_read} files read;"
+            f" {self.emptied} packs emptied meanwhile;"
             f" killed with {self.in_flight.total()} calls in flight, {dict(self.in_flight)};"
             f" at failpoints {self.hits.total()} times, {dict(self.hits)};"
             f" served again after {median:.2f} s (median), {longest:.2f} s (longest)"
@@ -100,6 +102,8 @@ class Campaign:
         self._hits.touch()
         self.mountpoint.mkdir()
         self._daemon: Daemon | None = None
+        self._emptier: subprocess.Popen[bytes] | None = None
+        self._emptied = directory / "emptied"
         self.figures = Figures()
 
     @property
@@ -129,8 +133,10 @@ class Campaign:
         manifests = self._directory / top.name
         top.mkdir()
         manifests.mkdir()
-        programs = [self._start_writer(kind, top, manifests) for kind in kinds]
-        self._await_promises(manifests, kinds, self._rng.randrange(1, 40 * len(kinds)))
+        programs = {kind: self._start_writer(kind, top, manifests) for kind in kinds}
+        if not points:  # else it might finish what the failpoints wait for
+            self._emptier = self._start_emptier()
+        self._await_promises(manifests, programs, self._rng.randrange(1, 40 * len(kinds)))
         amid = [point for point in points if not FAILPOINTS[point].at_start]
         if amid:
             self._daemon.arm()
@@ -138,7 +144,8 @@ class Campaign:
             self._note_hit(amid[0])
         else:
             self._kill_beside(top / "held-open")
-        for program in programs:
+        self._kill_emptier()
+        for program in programs.values():
             assert program.wait(TIMEOUT_S) == 0
         for point in points:
             if FAILPOINTS[point].at_start:
@@ -155,6 +162,7 @@ class Campaign:
         if self._daemon is not None:
             self._daemon.kill()
             self._daemon = None
+        self._kill_emptier()
         unmount_dead(self.mountpoint)
 
     # -- daemons --
@@ -227,9 +235,31 @@ class Campaign:
         command = [sys.executable, "-m", "tests.crash.campaign.writer", *words]
         return subprocess.Popen(command)
 
-    def _await_promises(self, manifests: Path, kinds: Sequence[str], wanted: int) -> None:
+    def _start_emptier(self) -> subprocess.Popen[bytes]:
+        words = [str(self.store), str(self._rng.getrandbits(32))]
+        with self._emptied.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.crash.emptying", *words], stdout=output
+            )
+
+    def _kill_emptier(self) -> None:
+        """Kill it amid whatever it is at; it must not have ended by itself."""
+        if self._emptier is not None:
+            assert self._emptier.poll() is None
+            self._emptier.kill()
+            self._emptier.wait(TIMEOUT_S)
+            self._emptier = None
+            self.figures.emptied = self._emptied.read_bytes().count(b"\n")
+
+    def _await_promises(
+        self, manifests: Path, programs: Mapping[str, subprocess.Popen[bytes]], wanted: int
+    ) -> None:
         def enough() -> bool:
-            counts = [count_done(manifests / kind) for kind in kinds]
+            for kind, program in programs.items():
+                if program.poll() is not None:
+                    error = read_notes(manifests / kind).error
+                    raise AssertionError(f"{kind} ended: {error}\n{self._log_tail()}")
+            counts = [count_done(manifests / kind) for kind in programs]
             return min(counts) >= 1 and sum(counts) >= wanted
 
         wait_until(enough, "promises", TIMEOUT_S)

@@ -117,7 +117,7 @@ class Tree:
                 self.files[path].mode = mode
             case ["setxattr", path, value]:
                 self.files[path].value = value
-            case ["sync" | "upkeep"]:
+            case ["sync" | "gc"]:
                 pass
             case _:
                 raise ValueError(step)

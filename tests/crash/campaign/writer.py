@@ -17,6 +17,8 @@ from tests.crash.campaign.steps import Manifest, Step, content_of
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 """What calls fail with when the daemon is killed."""
 KIB, MIB = 1 << 10, 1 << 20
+COMMON = [(seed, 3000 + 9000 * seed) for seed in range(8)]
+"""Content, as seed and length, that several files have: it is stored once."""
 
 
 class Hands:
@@ -80,7 +82,8 @@ def small_files(hands: Hands, rng: random.Random) -> None:
         seed = rng.getrandbits(32)
         old = rng.choice(live) if live else ""
         if choice < 0.4 or len(live) < 4:
-            hands.put(name, seed, rng.choice((0, 1, 100, 5000, 70_000)))
+            alone = (seed, rng.choice((0, 1, 100, 5000, 70_000)))
+            hands.put(name, *rng.choice((alone, alone, rng.choice(COMMON))))
             live.append(name)
         elif choice < 0.5:
             hands.do("open-truncate", old)
@@ -136,8 +139,9 @@ def appends(hands: Hands, rng: random.Random) -> None:
 def replacements(hands: Hands, rng: random.Random) -> None:
     """What editors do: a new file beside the old one, synced or not, renamed over it."""
     for number in itertools.count():
+        alone = (rng.getrandbits(32), rng.randrange(1, 200 * KIB))
         hands.do("create", "new")
-        hands.do("write", "new", 0, rng.getrandbits(32), rng.randrange(1, 200 * KIB))
+        hands.do("write", "new", 0, *rng.choice((alone, alone, rng.choice(COMMON))))
         if number % 2:
             hands.do("fsync", "new")
         hands.do("close", "new")

@@ -10,6 +10,7 @@ import os
 import random
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nexus_engine.services import Services
 from nexus_engine.types import ROOT_INO, Actor, Ino, Name
 from tests.crash.campaign.steps import Step, content_of
 from tests.crash.campaign.writer import WRITERS
+from tests.crash.emptying import empty_some_pack
 from tests.crash.power.events import Note, Recording
 from tests.crash.power.recorder import Recorder
 from tests.crash.small_limits import use_small_limits
@@ -44,7 +46,6 @@ class EngineHands:
         self, engine: Engine, recorder: Recorder, top: str, rng: random.Random, steps: int
     ) -> None:
         self._engine = engine
-        self._services = Services(engine)
         self._recorder = recorder
         self._top = top
         self._rng = rng
@@ -56,8 +57,8 @@ class EngineHands:
         chance = self._rng.random()
         if chance < 0.03:
             self._noted(["sync"])
-        elif chance < 0.2:
-            self._noted(["upkeep"])
+        elif chance < 0.05:
+            self._noted(["gc"])
 
     def put(self, path: str, seed: int, length: int) -> None:
         self.do("create", path)
@@ -77,9 +78,9 @@ class EngineHands:
         match step:
             case ["sync"]:
                 await engine.sync()
-            case ["upkeep"]:
-                with suppress(errors.StoreBusy):  # as run_upkeep does: the next round does it
-                    await self._services.upkeep()
+            case ["gc"]:
+                with suppress(errors.StoreBusy):  # somebody does not answer in time
+                    await engine.in_peer(partial(empty_some_pack, self._rng))
             case ["create", path]:
                 parent, name = await self._split(path)
                 self._handles[path], _ = await engine.create(parent, name, 0o644, ACTOR)
@@ -148,9 +149,20 @@ async def work(store: Path, recorder: Recorder, seed: int, steps: int, kinds: li
     engines = [Engine.start(store), Engine.start(store)]
     run = sum(isinstance(e, Note) and e.step == RECOVERED for e in recorder.recording.events)
     recorder.note("", RECOVERED, done=True)
+    async with trio.open_nursery() as services:
+        for engine in engines:
+            services.start_soon(Services(engine).run_upkeep)
+        await write_all(engines, recorder, seed, steps, [(kind, f"{kind}{run}") for kind in kinds])
+        services.cancel_scope.cancel()
+
+
+async def write_all(
+    engines: list[Engine], recorder: Recorder, seed: int, steps: int, writers: list[tuple[str, str]]
+) -> None:
+    """Have each kind of writer work in a directory of its own, until all are done."""
     async with trio.open_nursery() as nursery:
-        for number, kind in enumerate(kinds):
-            engine, top = engines[number == len(kinds) - 1], f"{kind}{run}"
+        for number, (kind, top) in enumerate(writers):
+            engine = engines[number == len(writers) - 1]
             await engine.make(ROOT_INO, Name(top.encode()), 0o040755, ACTOR)
             await engine.sync()
             rng = random.Random(f"{seed} {top}")
