@@ -206,3 +206,7 @@ class ObjectStoreFailed(BackendError):
 
 class MetadataFailed(BackendError):
     transient = True
+
+
+class Unfinished(BackendError):
+    """A process ended, and not everything that it was given is in order."""

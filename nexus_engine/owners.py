@@ -20,6 +20,8 @@ from nexus_engine.backends.files import translate
 _SUFFIX = ".lock"
 _SEQ_DIGITS = 20
 _WRITING = b"w"
+_WORD_AT = _SEQ_DIGITS + len(_WRITING)
+_WORD_MAX = 4096 - _WORD_AT
 LISTENER = ".listener"
 """What the name of an owner's socket ends in."""
 _EXITING = 0x4  # PF_EXITING, proc_pid_stat(5) field 9
@@ -64,8 +66,16 @@ class OwnerLock:
             self._path.unlink(missing_ok=True)
         os.close(self._fd)
 
-    def abandon(self) -> None:
-        """Let go as a process does that dies: the next one takes over."""
+    def abandon(self, word: str = "") -> None:
+        """Let go as a process does that dies: the next one takes over.
+
+        Args:
+            word: What it has to do, for people. Kept where there is room for it.
+        """
+        # Within the block that the file has: on a full disk there is no other.
+        text = word.encode(errors="backslashreplace")[:_WORD_MAX]
+        with contextlib.suppress(OSError):
+            os.pwrite(self._fd, text, _WORD_AT)
         os.close(self._fd)
 
 
@@ -110,9 +120,21 @@ def writers(peers: Path) -> list[str]:
             text = (peers / f"{owner}{_SUFFIX}").read_bytes()
         except FileNotFoundError:
             continue  # it has just taken leave
-        if text[_SEQ_DIGITS:] == _WRITING:
+        if text[_SEQ_DIGITS:_WORD_AT] == _WRITING:
             found.append(owner)
     return found
+
+
+def last_word(peers: Path, pid: int) -> str | None:
+    """Return what a process that is gone left to the next one to do, for people.
+
+    ``None`` if it took leave: there is nothing to do.
+    """
+    for path in peers.glob(f"{pid}-*{_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # it has just been taken over
+            word = path.read_bytes()[_WORD_AT:].decode(errors="backslashreplace")
+            return word or "its daemon died; the next mount finishes what close had returned for"
+    return None
 
 
 def describe(owner: str) -> str:

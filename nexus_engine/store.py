@@ -287,18 +287,23 @@ class Store:
         self._close_database()
         self._lock.release()
 
-    def abandon(self) -> None:
-        """Close without taking leave: whoever opens the store next takes over."""
+    def abandon(self, word: str = "") -> None:
+        """Close without taking leave: whoever opens the store next takes over.
+
+        Args:
+            word: What it then does, for people.
+        """
         self._close_database()
-        self._lock.abandon()
+        self._lock.abandon(word)
 
     def leave(self) -> None:
         """Close; where that fails, leave the rest to whoever opens the store next."""
         try:
             self.close()
         except errors.EngineError as error:
-            log.error("not everything is on the disk: %s; the next process finishes it", error)
-            self.abandon()
+            word = f"not everything is on the disk: {error}; the next process finishes it"
+            log.error(word)
+            self.abandon(word)
 
     def _close_database(self) -> None:
         self.objects.close()

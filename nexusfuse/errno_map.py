@@ -58,6 +58,7 @@ ERRNO: dict[type[errors.EngineError], int] = {
     errors.ObjectNotFound: errno.EIO,
     errors.ObjectStoreFailed: errno.EIO,
     errors.MetadataFailed: errno.EIO,
+    errors.Unfinished: errno.EIO,
 }
 
 _WORTH_A_LINE = (errors.IntegrityError, errors.BackendError, errors.NoSpace)

@@ -567,6 +567,22 @@ class Content:
         if failure is not None:
             raise failure
 
+    async def leave_sessions(self) -> dict[Ino, bool]:
+        """Put sessions that could not end into the packs, for whoever opens the store next.
+
+        Returns:
+            Their files, and whether all that was written to each is kept.
+        """
+        left: dict[Ino, bool] = {}
+        for file in list(self._files.values()):
+            if file.ino in self.unlinked:
+                continue
+            with suppress(errors.EngineError):
+                await self.flush(file)
+            if file.session is not None:
+                left[file.ino] = not file.session.unflushed
+        return left
+
     def figures(self) -> dict[str, int]:
         """Return how many files are open and how much of them is not in chunks yet."""
         sessions = sum(file.session is not None for file in self._files.values())
