@@ -52,6 +52,11 @@ GARBAGE = (apsw.SQLError, ArithmeticError, AttributeError, LookupError, TypeErro
 """What our own code trips over where a row holds what no row of ours can hold."""
 
 
+def detail(name: str, column: str = "details") -> str:
+    """Return the SQL of a field of a record's details: NULL where these are no JSON (any more)."""
+    return f"(CASE WHEN json_valid({column}) THEN {column} ->> '{name}' END)"
+
+
 def translate(error: Exception) -> Exception:
     """Return the engine's error for a database error; what is our own mistake stays as it is."""
     if getattr(error, "extendedresult", None) == apsw.SQLITE_IOERR_SHMSIZE:
