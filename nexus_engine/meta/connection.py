@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,35 +104,35 @@ class Connection:
         try:
             return self.execute(sql, arguments).fetchone()
         except _FAILURES as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
 
     def all(self, sql: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return every row; for results whose size is bounded by their question."""
         try:
             return self.execute(sql, arguments).fetchall()
         except _FAILURES as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
 
     def iterate(self, sql: str, arguments: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield rows as they come."""
         try:
             yield from self.execute(sql, arguments)
         except _FAILURES as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
 
     def run(self, sql: str, arguments: tuple[Any, ...] = ()) -> None:
         """Run a statement for its effect."""
         try:
             self.execute(sql, arguments)
         except apsw.Error as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
 
     def run_many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
         """Run a statement once for each row of arguments."""
         try:
             self._db.executemany(sql, rows)
         except apsw.Error as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
 
     def changes(self) -> int:
         """Return how many rows the last statement changed."""
@@ -196,7 +197,7 @@ class Connection:
         except apsw.BusyError:
             return  # a reader or writer is in the way; the next round gets it
         except apsw.Error as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
 
     @contextmanager
     def without_writers(self) -> Iterator[None]:
@@ -245,9 +246,15 @@ class Connection:
             target.execute("PRAGMA journal_mode = DELETE").fetchall()
             target.execute("PRAGMA journal_mode = MEMORY").fetchall()
         except apsw.Error as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
         finally:
             self.rollback()
+
+    def _translate(self, error: Exception) -> Exception:
+        """See ``translate``. What the system said, SQLite keeps for itself but for a full disk."""
+        if isinstance(error, apsw.IOError) and self._db.system_errno == errno.EDQUOT:
+            return errors.NoSpace(f"no space left for the store's metadata: disk quota ({error})")
+        return translate(error)
 
     def close(self) -> None:
         """Close. What cannot be moved out of the write-ahead log then just stays in it."""
