@@ -341,9 +341,9 @@ class Engine:
         await self.content.flush(handle.file)
 
     async def fsync(self, handle: Handle) -> None:
-        """What was written survives a power loss."""
+        """What the file holds survives a power loss, whoever wrote it."""
         await self.content.flush(handle.file)
-        await self.sync()
+        await anyio.to_thread.run_sync(self.store.sync, handle.file.ino)
 
     async def release(self, handle: Handle) -> None:
         await self.content.release(handle)

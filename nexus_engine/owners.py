@@ -55,8 +55,7 @@ class OwnerLock:
 
     def synced(self) -> int:
         """Return what this owner noted last; 0 if nothing."""
-        text = os.pread(self._fd, _SEQ_DIGITS, 0)
-        return int(text) if text.isdigit() else 0
+        return _synced(os.pread(self._fd, _SEQ_DIGITS, 0))
 
     def release(self) -> None:
         """Let go; nothing of this owner needs to be taken over any more."""
@@ -110,6 +109,23 @@ def _claim(peers: Path) -> OwnerLock:
 def owners(peers: Path) -> list[str]:
     """Return every owner that did not take leave."""
     return [path.name.removesuffix(_SUFFIX) for path in peers.glob(f"*{_SUFFIX}")]
+
+
+def synced_by_others(peers: Path, owner: str) -> int | None:
+    """Return up to which operation the disk has what other owners stored, by what they noted last.
+
+    ``None``: there is no other, and whoever took leave had synced everything.
+    """
+    noted = []
+    for other in owners(peers):
+        if other != owner:
+            with contextlib.suppress(FileNotFoundError):  # it has just taken leave
+                noted.append(_synced((peers / f"{other}{_SUFFIX}").read_bytes()[:_SEQ_DIGITS]))
+    return min(noted, default=None)
+
+
+def _synced(text: bytes) -> int:
+    return int(text) if text.isdigit() else 0
 
 
 def writers(peers: Path) -> list[str]:

@@ -16,8 +16,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -33,10 +33,10 @@ from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
-from nexus_engine.owners import claim
+from nexus_engine.owners import claim, synced_by_others
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve, full, may_use_reserve
-from nexus_engine.types import ROOT_INO, Actor, Digest, Inode, Path, Seq
+from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -228,12 +228,25 @@ class Store:
 
     # -- durability; from any thread --
 
-    def sync(self) -> None:
-        """Make everything committed, and every intent, durable. Chunks before what names them."""
+    def sync(self, ino: Ino | None = None) -> None:
+        """Make everything committed, and every intent, durable. Chunks before what names them.
+
+        Args:
+            ino: A file; with all its content, also what other processes stored and have not synced.
+        """
         head = self.database.known_head
+        if ino is not None:
+            self._rely_on_others(ino)
         self.chunks.sync()
         self.database.sync()
         self._lock.note_synced(head)
+
+    def _rely_on_others(self, ino: Ino) -> None:
+        synced = synced_by_others(self.peers, self.owner)
+        if synced is not None:
+            with self._lent_reader() as reader:
+                for pack, end in reader.packs_of_others(ino, self.owner, Seq(synced)):
+                    self.chunks.rely_on(pack, end)
 
     def checkpoint(self) -> None:
         """Shorten the write-ahead log if it has grown; that makes what is in it durable."""
@@ -316,21 +329,26 @@ class Store:
     def _find_chunk(
         self, find: Callable[[Reader, Digest], tuple[Any, ...] | None], digest: Digest
     ) -> Location | None:
-        if threading.get_ident() == self._thread:
-            row = find(self.reader, digest)
-        else:
-            # A connection serves one thread at a time; threads come and go, so it is lent.
-            try:
-                reader = self._idle_readers.pop()
-            except IndexError:
-                connection = Connection(str(self.path / DATABASE_NAME))
-                self._reader_connections.append(connection)
-                reader = Reader(connection)
-            try:
-                row = find(reader, digest)
-            finally:
-                self._idle_readers.append(reader)
+        with self._lent_reader() as reader:
+            row = find(reader, digest)
         return None if row is None else Location._make(row)
+
+    @contextmanager
+    def _lent_reader(self) -> Iterator[Reader]:
+        if threading.get_ident() == self._thread:
+            yield self.reader
+            return
+        # A connection serves one thread at a time; threads come and go, so it is lent.
+        try:
+            reader = self._idle_readers.pop()
+        except IndexError:
+            connection = Connection(str(self.path / DATABASE_NAME))
+            self._reader_connections.append(connection)
+            reader = Reader(connection)
+        try:
+            yield reader
+        finally:
+            self._idle_readers.append(reader)
 
     def _add_pack(self, name: str) -> None:
         if threading.get_ident() == self._thread:
