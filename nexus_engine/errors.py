@@ -124,6 +124,10 @@ class TooManyMoments(ResourceError):
     pass
 
 
+class TooManyOpenFiles(ResourceError):
+    pass
+
+
 class StoreBusy(ResourceError):
     transient = True
 

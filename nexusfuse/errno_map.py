@@ -39,6 +39,7 @@ ERRNO: dict[type[errors.EngineError], int] = {
     errors.FileTooBig: errno.EFBIG,
     errors.NotSupported: errno.EOPNOTSUPP,
     errors.TooManyMoments: errno.ENFILE,
+    errors.TooManyOpenFiles: errno.EMFILE,
     errors.StoreBusy: errno.EAGAIN,
     errors.NoXattr: errno.ENODATA,
     errors.XattrTooBig: errno.E2BIG,

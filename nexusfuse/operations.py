@@ -11,6 +11,7 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from nexusfuse.errno_map import fuse_request
 from nexusfuse.handles import HandleTable
 from nexusfuse.invalidate import forget_attributes
 from nexusfuse.virtual.base import Entry, OpenDirectory, OpenFile, volatile
-from nexusfuse.virtual.numbers import NAMES, VIRTUAL, NodeKind, inode_part, node_number
+from nexusfuse.virtual.numbers import NAMES, VIRTUAL, NodeKind, inode_part, is_node, node_number
 from nexusfuse.virtual.reports import EventStream
 from nexusfuse.virtual.tree import VirtualTree
 
@@ -106,6 +107,8 @@ class Operations(pyfuse3.Operations):
         self._actors = ActorResolver()
         self._files: HandleTable[OpenFile] = HandleTable()
         self._directories: HandleTable[OpenDirectory] = HandleTable()
+        self._openers: dict[int, int] = {}
+        """Users who have files of ``.nexus`` open, by handle."""
         self._written_around_cache: set[int] = set()
         self.tree: VirtualTree
         self.device = 0
@@ -343,9 +346,7 @@ class Operations(pyfuse3.Operations):
     @fuse_request
     async def open(self, ino: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if ino & VIRTUAL:
-            file, info = await self.tree.node(ino).open(flags, self._actors.resolve(ctx))
-            info.fh = self._files.add(file, ino)
-            return info
+            return await self._open_virtual(ino, flags, self._actors.resolve(ctx))
         # Readers leave no trace in the log, so there is no need to know who they are.
         reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
         actor = _NOBODY if reads else self._actor(ctx)
@@ -354,6 +355,19 @@ class Operations(pyfuse3.Operations):
             fh=self._files.add(LiveFile(self._engine, handle, self.tree.start_soon), ino),
             keep_cache=self._may_keep_cache(handle, flags),
         )
+
+    async def _open_virtual(self, ino: int, flags: int, actor: Actor) -> pyfuse3.FileInfo:
+        counts = is_node(ino)
+        with ExitStack() as undo:
+            if counts:
+                self.tree.limits.opened(actor.uid)
+                undo.callback(self.tree.limits.closed, actor.uid)
+            file, info = await self.tree.node(ino).open(flags, actor)
+            undo.pop_all()
+        info.fh = self._files.add(file, ino)
+        if counts:
+            self._openers[info.fh] = actor.uid
+        return info
 
     def _may_keep_cache(self, handle: Handle, flags: int) -> bool:
         """Tell whether the pages that the kernel has of a file may serve this opening of it.
@@ -390,6 +404,9 @@ class Operations(pyfuse3.Operations):
 
     @fuse_request
     async def release(self, fh: int) -> None:
+        uid = self._openers.pop(fh, None)
+        if uid is not None:
+            self.tree.limits.closed(uid)
         await self._files.pop(fh).release()
 
     @fuse_request

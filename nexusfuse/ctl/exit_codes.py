@@ -52,6 +52,7 @@ EXIT_CODE: dict[type[errors.EngineError], int] = {
     errors.FileTooBig: FAILED,
     errors.NotSupported: FAILED,
     errors.TooManyMoments: TRY_AGAIN,
+    errors.TooManyOpenFiles: TRY_AGAIN,
     errors.StoreBusy: TRY_AGAIN,
     errors.NoXattr: FAILED,
     errors.XattrTooBig: FAILED,
