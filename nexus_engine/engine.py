@@ -40,6 +40,7 @@ Groups = Callable[[], Collection[int]]
 log = logging.getLogger(__name__)
 
 _WATCHED_BYTES = 128 * 1024
+_NAMES_SHOWN = 10
 
 
 def no_groups() -> Collection[int]:
@@ -75,22 +76,49 @@ class Engine:
             store.abandon()
             raise
 
-    async def close(self) -> None:
+    async def close(self) -> errors.Unfinished | None:
         """End every session, make everything durable, close the store.
 
         Where that fails, the store is left as by a process that died: whoever opens it next
         finishes what programs were told is kept.
+
+        Returns:
+            What failed, and which files that concerns; ``None`` if everything is in order.
         """
         try:
             await self.content.seal_all()
-            self.content.drop_unlinked()
-            self.content.write_access_times()
+            self.store.upkeep(self.content.drop_unlinked)
+            self.store.upkeep(self.content.write_access_times)
             await anyio.to_thread.run_sync(self.store.chunks.sync)
+            self.store.close()
         except errors.EngineError as error:
-            log.error("not everything is in the log: %s; the next mount finishes it", error)
-            self.store.abandon()
-        else:
-            self.store.leave()
+            left = await self.content.leave_sessions()
+            unfinished = errors.Unfinished(self._describe(error, left))
+            self.store.abandon(str(unfinished))
+            return unfinished
+        return None
+
+    def _describe(self, error: errors.EngineError, left: dict[Ino, bool]) -> str:
+        """Say in one line what an error at the end means for the files that were written to."""
+        if not left:
+            return f"not everything is on the disk: {error}; the next mount finishes it"
+        kept = [self._name(ino) for ino, kept in left.items() if kept]
+        lost = [self._name(ino) for ino, kept in left.items() if not kept]
+        text = f"not all that was written is in the log: {error}"
+        if kept:
+            text += f"; the next mount finishes {_some(kept)}"
+        if lost:
+            text += (
+                "; lost, because neither close nor fsync has returned for it, is what was last"
+                f" written to {_some(lost)}"
+            )
+        return text
+
+    def _name(self, ino: Ino) -> str:
+        path = None
+        with contextlib.suppress(errors.EngineError):
+            path = self.reader.find_path(ino)
+        return f"inode {ino}" if path is None else "/" + path.decode(errors="backslashreplace")
 
     # -- the tree --
 
@@ -313,9 +341,9 @@ class Engine:
         await self.content.flush(handle.file)
 
     async def fsync(self, handle: Handle) -> None:
-        """What was written survives a power loss."""
+        """What the file holds survives a power loss, whoever wrote it."""
         await self.content.flush(handle.file)
-        await self.sync()
+        await anyio.to_thread.run_sync(self.store.sync, handle.file.ino)
 
     async def release(self, handle: Handle) -> None:
         await self.content.release(handle)
@@ -482,6 +510,11 @@ class Engine:
             inodes=inodes,
             inodes_free=inodes_free,
         )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
 
 
 def _set_ids_lost(inode: Inode, actor: Actor, groups: Groups) -> int:

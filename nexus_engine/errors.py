@@ -124,6 +124,10 @@ class TooManyMoments(ResourceError):
     pass
 
 
+class TooManyOpenFiles(ResourceError):
+    pass
+
+
 class StoreBusy(ResourceError):
     transient = True
 
@@ -206,3 +210,7 @@ class ObjectStoreFailed(BackendError):
 
 class MetadataFailed(BackendError):
     transient = True
+
+
+class Unfinished(BackendError):
+    """A process ended, and not everything that it was given is in order."""

@@ -21,6 +21,8 @@ from nexus_engine.errors import EngineError
 _SUFFIX = ".lock"
 _SEQ_DIGITS = 20
 _WRITING = b"w"
+_WORD_AT = _SEQ_DIGITS + len(_WRITING)
+_WORD_MAX = 4096 - _WORD_AT
 LISTENER = ".listener"
 """What the name of an owner's socket ends in."""
 JOURNAL = ".journal"
@@ -62,8 +64,7 @@ class OwnerLock:
 
     def synced(self) -> int:
         """Return what this owner noted last; 0 if nothing."""
-        text = os.pread(self._fd, _SEQ_DIGITS, 0)
-        return int(text) if text.isdigit() else 0
+        return _synced(os.pread(self._fd, _SEQ_DIGITS, 0))
 
     def release(self) -> None:
         """Let go; nothing of this owner needs to be taken over any more."""
@@ -74,8 +75,16 @@ class OwnerLock:
             self._path.unlink(missing_ok=True)
         os.close(self._fd)
 
-    def abandon(self) -> None:
-        """Let go as a process does that dies: the next one takes over."""
+    def abandon(self, word: str = "") -> None:
+        """Let go as a process does that dies: the next one takes over.
+
+        Args:
+            word: What it has to do, for people. Kept where there is room for it.
+        """
+        # Within the block that the file has: on a full disk there is no other.
+        text = word.encode(errors="backslashreplace")[:_WORD_MAX]
+        with contextlib.suppress(OSError):
+            os.pwrite(self._fd, text, _WORD_AT)
         os.close(self._fd)
 
 
@@ -121,6 +130,23 @@ def is_alone(peers: Path) -> bool:
     return sum(name.endswith(_SUFFIX) for name in os.listdir(peers)) == 1  # noqa: PTH208 - hot
 
 
+def synced_by_others(peers: Path, owner: str) -> int | None:
+    """Return up to which operation the disk has what other owners stored, by what they noted last.
+
+    ``None``: there is no other, and whoever took leave had synced everything.
+    """
+    noted = []
+    for other in owners(peers):
+        if other != owner:
+            with contextlib.suppress(FileNotFoundError):  # it has just taken leave
+                noted.append(_synced((peers / f"{other}{_SUFFIX}").read_bytes()[:_SEQ_DIGITS]))
+    return min(noted, default=None)
+
+
+def _synced(text: bytes) -> int:
+    return int(text) if text.isdigit() else 0
+
+
 def writers(peers: Path) -> list[str]:
     """Return every owner that stores content, or did before it died."""
     found = []
@@ -129,9 +155,21 @@ def writers(peers: Path) -> list[str]:
             text = (peers / f"{owner}{_SUFFIX}").read_bytes()
         except FileNotFoundError:
             continue  # it has just taken leave
-        if text[_SEQ_DIGITS:] == _WRITING:
+        if text[_SEQ_DIGITS:_WORD_AT] == _WRITING:
             found.append(owner)
     return found
+
+
+def last_word(peers: Path, pid: int) -> str | None:
+    """Return what a process that is gone left to the next one to do, for people.
+
+    ``None`` if it took leave: there is nothing to do.
+    """
+    for path in peers.glob(f"{pid}-*{_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # it has just been taken over
+            word = path.read_bytes()[_WORD_AT:].decode(errors="backslashreplace")
+            return word or "its daemon died; the next mount finishes what close had returned for"
+    return None
 
 
 def describe(owner: str) -> str:

@@ -16,8 +16,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -34,10 +34,10 @@ from nexus_engine.meta.database import Database
 from nexus_engine.meta.journal import Entry, Journal, read_journal
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
-from nexus_engine.owners import JOURNAL, claim, is_alone
+from nexus_engine.owners import JOURNAL, claim, is_alone, synced_by_others
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve, full, may_use_reserve
-from nexus_engine.types import ROOT_INO, Actor, Digest, Inode, Path, Seq
+from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -313,12 +313,25 @@ class Store:
 
     # -- durability; from any thread --
 
-    def sync(self) -> None:
-        """Make everything committed, and every intent, durable. Chunks before what names them."""
+    def sync(self, ino: Ino | None = None) -> None:
+        """Make everything committed, and every intent, durable. Chunks before what names them.
+
+        Args:
+            ino: A file; with all its content, also what other processes stored and have not synced.
+        """
         head = self.database.known_head
+        if ino is not None:
+            self._rely_on_others(ino)
         self.chunks.sync()
         self.database.sync()
         self._lock.note_synced(head)
+
+    def _rely_on_others(self, ino: Ino) -> None:
+        synced = synced_by_others(self.peers, self.owner)
+        if synced is not None:
+            with self._lent_reader() as reader:
+                for pack, end in reader.packs_of_others(ino, self.owner, Seq(synced)):
+                    self.chunks.rely_on(pack, end)
 
     def checkpoint(self) -> None:
         """Shorten the write-ahead log if it has grown; that makes what is in it durable."""
@@ -374,18 +387,23 @@ class Store:
         self._close_database()
         self._lock.release()
 
-    def abandon(self) -> None:
-        """Close without taking leave: whoever opens the store next takes over."""
+    def abandon(self, word: str = "") -> None:
+        """Close without taking leave: whoever opens the store next takes over.
+
+        Args:
+            word: What it then does, for people.
+        """
         self._close_database()
-        self._lock.abandon()
+        self._lock.abandon(word)
 
     def leave(self) -> None:
         """Close; where that fails, leave the rest to whoever opens the store next."""
         try:
             self.close()
         except errors.EngineError as error:
-            log.error("not everything is on the disk: %s; the next process finishes it", error)
-            self.abandon()
+            word = f"not everything is on the disk: {error}; the next process finishes it"
+            log.error(word)
+            self.abandon(word)
 
     def _close_database(self) -> None:
         self.objects.close()
@@ -403,23 +421,31 @@ class Store:
         if threading.get_ident() == self._thread:
             row = find(self.reader, digest)
         else:
-            # A connection serves one thread at a time; threads come and go, so it is lent.
-            try:
-                reader = self._idle_readers.pop()
-            except IndexError:
-                connection = Connection(str(self.path / DATABASE_NAME))
-                self._reader_connections.append(connection)
-                reader = Reader(connection)
-            try:
+            with self._lent_reader() as reader:
                 row = find(reader, digest)
-            finally:
-                self._idle_readers.append(reader)
         return None if row is None else Location._make(row)
 
     def _let_others_write(self) -> None:
         # The thread that is to be waited for may register a pack, and wait for our COMMIT.
         if threading.get_ident() == self._thread:
             self.settle()
+
+    @contextmanager
+    def _lent_reader(self) -> Iterator[Reader]:
+        if threading.get_ident() == self._thread:
+            yield self.reader
+            return
+        # A connection serves one thread at a time; threads come and go, so it is lent.
+        try:
+            reader = self._idle_readers.pop()
+        except IndexError:
+            connection = Connection(str(self.path / DATABASE_NAME))
+            self._reader_connections.append(connection)
+            reader = Reader(connection)
+        try:
+            yield reader
+        finally:
+            self._idle_readers.append(reader)
 
     def _add_pack(self, name: str) -> None:
         if threading.get_ident() == self._thread:

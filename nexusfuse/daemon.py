@@ -64,6 +64,7 @@ async def serve(
 
     Raises:
         EngineError: The store cannot be opened, or not mounted.
+        Unfinished: It is unmounted, and not all that was written is in the log or on the disk.
         ConnectionAbortedError: Somebody had the kernel cut the connection.
     """
     logs.configure(debug=options.debug, log_file=options.log_file)
@@ -75,8 +76,16 @@ async def serve(
         # What is restored when the receiver closes: nothing may interrupt what comes after serving.
         signal.signal(number, signal.SIG_IGN)
     with trio.open_signal_receiver(*STOPPING) as signals:
-        await _serve(engine, mountpoint, options, watchers, place, ready, signals)
+        try:
+            await _serve(engine, mountpoint, options, watchers, place, ready, signals)
+        finally:
+            with trio.CancelScope(shield=True):
+                unfinished = await engine.close()
+            if unfinished is not None:
+                log.error("%s", unfinished)
     log.info("unmounted %s", mountpoint)
+    if unfinished is not None:
+        raise unfinished
 
 
 async def _serve(
@@ -154,8 +163,6 @@ async def _serve(
             mounted.close(unmount=unmounts)
     finally:
         operations.close()
-        with trio.CancelScope(shield=True):
-            await engine.close()
 
 
 def _require_intended(mounted: Mounted, watchers: Watchers) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -12,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import pyfuse3
 
 from nexus_engine import errors
+from nexus_engine.meta.connection import GARBAGE
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ ERRNO: dict[type[errors.EngineError], int] = {
     errors.FileTooBig: errno.EFBIG,
     errors.NotSupported: errno.EOPNOTSUPP,
     errors.TooManyMoments: errno.ENFILE,
+    errors.TooManyOpenFiles: errno.EMFILE,
     errors.StoreBusy: errno.EAGAIN,
     errors.NoXattr: errno.ENODATA,
     errors.XattrTooBig: errno.E2BIG,
@@ -58,18 +61,26 @@ ERRNO: dict[type[errors.EngineError], int] = {
     errors.ObjectNotFound: errno.EIO,
     errors.ObjectStoreFailed: errno.EIO,
     errors.MetadataFailed: errno.EIO,
+    errors.Unfinished: errno.EIO,
 }
 
 _WORTH_A_LINE = (errors.IntegrityError, errors.BackendError, errors.NoSpace)
 
 
-class Counting(Protocol):
-    """Whoever serves requests counts them, for ``.nexus/status``."""
+class Serving(Protocol):
+    """Whoever serves requests."""
 
     requests: Counter[str]
+    """Counted, for ``.nexus/status``."""
+
+    async def find_damage(
+        self, request: str, arguments: dict[str, Any]
+    ) -> errors.CorruptMetadata | None:
+        """Return what is damaged of what a request was about; ``None`` if nothing is."""
+        ...
 
 
-S = TypeVar("S", bound=Counting)
+S = TypeVar("S", bound=Serving)
 
 
 def fuse_request(
@@ -81,6 +92,7 @@ def fuse_request(
     strand every program that uses the mount.
     """
     name = handler.__name__
+    names = list(inspect.signature(handler).parameters)[1:]
 
     async def request(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.requests[name] += 1
@@ -92,7 +104,12 @@ def fuse_request(
             raise pyfuse3.FUSEError(ERRNO[type(error)]) from error
         except pyfuse3.FUSEError:
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, GARBAGE):
+                damage = await self.find_damage(name, dict(zip(names, args, strict=False)))
+                if damage is not None:
+                    log.error("%s%s: %s", name, _numbers(args), damage)
+                    raise pyfuse3.FUSEError(ERRNO[type(damage)]) from error
             log.exception("%s%s failed: a bug; the caller gets EIO", name, _numbers(args))
             raise pyfuse3.FUSEError(errno.EIO) from None
 

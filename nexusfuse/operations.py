@@ -11,6 +11,7 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyfuse3
 import trio
 
 from nexus_engine import errors
+from nexus_engine.check.garbage import find_garbage
 from nexus_engine.engine import Engine
 from nexus_engine.fs.files import Handle
 from nexus_engine.types import ROOT_INO, Actor, Ino, Inode, Name
@@ -28,7 +30,7 @@ from nexusfuse.errno_map import fuse_request
 from nexusfuse.handles import HandleTable
 from nexusfuse.invalidate import forget_attributes
 from nexusfuse.virtual.base import Entry, OpenDirectory, OpenFile, volatile
-from nexusfuse.virtual.numbers import NAMES, VIRTUAL, NodeKind, node_number
+from nexusfuse.virtual.numbers import NAMES, VIRTUAL, NodeKind, inode_part, is_node, node_number
 from nexusfuse.virtual.reports import EventStream
 from nexusfuse.virtual.tree import VirtualTree
 
@@ -105,6 +107,8 @@ class Operations(pyfuse3.Operations):
         self._actors = ActorResolver()
         self._files: HandleTable[OpenFile] = HandleTable()
         self._directories: HandleTable[OpenDirectory] = HandleTable()
+        self._openers: dict[int, int] = {}
+        """Users who have files of ``.nexus`` open, by handle."""
         self._written_around_cache: set[int] = set()
         self.tree: VirtualTree
         self.device = 0
@@ -113,6 +117,20 @@ class Operations(pyfuse3.Operations):
 
     def close(self) -> None:
         self._actors.close()
+
+    async def find_damage(
+        self, request: str, arguments: dict[str, Any]
+    ) -> errors.CorruptMetadata | None:
+        """Return what is damaged of what a request was about; ``None`` if nothing is."""
+        numbers = [arguments.get(name) for name in ("ino", "parent", "new_parent")]
+        if arguments.get("fh") is not None:
+            table = self._directories if request.endswith("dir") else self._files
+            numbers.append(table.number(arguments["fh"]))
+        inos = [inode_part(number) for number in numbers if number is not None]
+        try:
+            return await self._engine.in_reader(partial(find_garbage, inos=inos))
+        except errors.EngineError:
+            return None  # the traceback tells more
 
     def _actor(self, ctx: pyfuse3.RequestContext) -> Actor:
         """Return who changes something."""
@@ -320,7 +338,7 @@ class Operations(pyfuse3.Operations):
             # looks again, and checks whether the caller may open what is there.
             raise pyfuse3.FUSEError(errno.ESTALE) from None
         info = pyfuse3.FileInfo(
-            fh=self._files.add(LiveFile(self._engine, handle, self.tree.start_soon)),
+            fh=self._files.add(LiveFile(self._engine, handle, self.tree.start_soon), inode.ino),
             keep_cache=self._may_keep_cache(handle, flags),
         )
         return info, to_entry(inode)
@@ -328,17 +346,28 @@ class Operations(pyfuse3.Operations):
     @fuse_request
     async def open(self, ino: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if ino & VIRTUAL:
-            file, info = await self.tree.node(ino).open(flags, self._actors.resolve(ctx))
-            info.fh = self._files.add(file)
-            return info
+            return await self._open_virtual(ino, flags, self._actors.resolve(ctx))
         # Readers leave no trace in the log, so there is no need to know who they are.
         reads = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
         actor = _NOBODY if reads else self._actor(ctx)
         handle = await self._engine.open(Ino(ino), flags, actor, partial(groups_of, ctx.pid))
         return pyfuse3.FileInfo(
-            fh=self._files.add(LiveFile(self._engine, handle, self.tree.start_soon)),
+            fh=self._files.add(LiveFile(self._engine, handle, self.tree.start_soon), ino),
             keep_cache=self._may_keep_cache(handle, flags),
         )
+
+    async def _open_virtual(self, ino: int, flags: int, actor: Actor) -> pyfuse3.FileInfo:
+        counts = is_node(ino)
+        with ExitStack() as undo:
+            if counts:
+                self.tree.limits.opened(actor.uid)
+                undo.callback(self.tree.limits.closed, actor.uid)
+            file, info = await self.tree.node(ino).open(flags, actor)
+            undo.pop_all()
+        info.fh = self._files.add(file, ino)
+        if counts:
+            self._openers[info.fh] = actor.uid
+        return info
 
     def _may_keep_cache(self, handle: Handle, flags: int) -> bool:
         """Tell whether the pages that the kernel has of a file may serve this opening of it.
@@ -375,6 +404,9 @@ class Operations(pyfuse3.Operations):
 
     @fuse_request
     async def release(self, fh: int) -> None:
+        uid = self._openers.pop(fh, None)
+        if uid is not None:
+            self.tree.limits.closed(uid)
         await self._files.pop(fh).release()
 
     @fuse_request
@@ -392,8 +424,8 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, ino: int, ctx: pyfuse3.RequestContext) -> int:
         if ino & VIRTUAL:
             directory = await self.tree.node(ino).opendir(self._actors.resolve(ctx))
-            return self._directories.add(directory)
-        return self._directories.add(LiveDirectory(self._engine, Ino(ino)))
+            return self._directories.add(directory, ino)
+        return self._directories.add(LiveDirectory(self._engine, Ino(ino)), ino)
 
     @fuse_request
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:

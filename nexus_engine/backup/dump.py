@@ -198,7 +198,7 @@ def _add_rows(connection: Connection, header: Header, lines: _Lines, progress: P
     batch: list[tuple[Any, ...]] = []
     while (line := lines.next()) is not None and "end" not in line:
         wanted = line.pop("table", None)
-        if wanted not in header.tables:
+        if not isinstance(wanted, str) or wanted not in header.tables:
             raise lines.wrong(f"is of no table that the header names: {wanted!r}")
         if wanted != table or len(batch) >= _BATCH:
             _insert(connection, table, batch, lines)

@@ -29,7 +29,7 @@ from nexus_engine.backup.packs import PackCopy
 from nexus_engine.check.damage import DamagedFile, files_of_chunks
 from nexus_engine.check.fsck import Problem, check
 from nexus_engine.clock import SystemClock
-from nexus_engine.config import CONFIG_NAME
+from nexus_engine.config import CONFIG_NAME, load_config
 from nexus_engine.meta import backup_queries, check_log_queries, schema
 from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
 from nexus_engine.meta.database import Database
@@ -140,9 +140,7 @@ def _fill(
 ) -> Restored:
     progress("copying metadata", 0, None)
     _copy_database(source, manifest, database)
-    if manifest.settings is not None:
-        with explained(f"write to {path}"):
-            (path / CONFIG_NAME).write_text(manifest.settings)
+    unusable = _restore_settings(manifest, path)
     copied = 0
     total = sum(manifest.packs.values())
 
@@ -158,7 +156,7 @@ def _fill(
             raise errors.CorruptMetadata(
                 f"the metadata of {manifest.generation} is damaged: {flaw}"
             )
-        problems = check_log(index, manifest.head, manifest.head_hash, progress)
+        problems = unusable + check_log(index, manifest.head, manifest.head_hash, progress)
         packs = PackCopy(LocalObjectStore(source.path), path / "packs", index, count)
         for use in backup_queries.used_packs(index):
             try:
@@ -171,6 +169,21 @@ def _fill(
             message = f"{len(places)} of its chunks are damaged{known}; look in another generation"
             problems.append(Problem("chunk-record", f"pack {name}", message))
     return Restored(manifest, copied, problems, files)
+
+
+def _restore_settings(manifest: Manifest, path: FilePath) -> list[Problem]:
+    """Write the settings; those that would keep the store from being opened stay where they are."""
+    if manifest.settings is None:
+        return []
+    settings = path / CONFIG_NAME
+    with explained(f"write to {settings}"):
+        settings.write_text(manifest.settings)
+        try:
+            load_config(path)
+        except errors.InvalidArgument as error:
+            settings.unlink()
+            return [Problem("store", CONFIG_NAME, f"{error}: left out, it is in the manifest")]
+    return []
 
 
 def _copy_database(source: BackupDirectory, manifest: Manifest, path: FilePath) -> None:

@@ -345,17 +345,15 @@ class ChunkStore:
         location = self._find_reusable(digest)
         if location is None:
             return False
-        self._borrow(location)
+        self.rely_on(location.pack, location.offset + location.stored_length)
         return True
 
-    def _borrow(self, location: Location) -> None:
-        """Note that a chunk of ours is in a pack that `sync` might not cover otherwise.
+    def rely_on(self, pack: str, end: int) -> None:
+        """Have `sync` cover a pack up to this byte, also if another process writes it.
 
-        Its row is committed, but nobody has promised that the bytes survive power loss: their
-        process may be about to sync, or dead.
+        The rows of its chunks are committed, but nobody has promised that the bytes survive power
+        loss: their process may be about to sync, or dead.
         """
-        end = location.offset + location.stored_length
-        pack = location.pack
         if self._packs.find(pack) is None and self._durable.get(pack, 0) < end:
             with self._lock:
                 self._borrowed[pack] = max(end, self._borrowed.get(pack, 0))

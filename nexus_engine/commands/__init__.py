@@ -56,12 +56,12 @@ def execute(
 
     Raises:
         InvalidCommand: No such verb, or arguments that do not fit it.
+        CorruptMetadata: A row holds what no row can hold.
         EngineError: As the verb has it.
     """
-    from nexus_engine.commands.verbs import find_verb
+    from nexus_engine.commands.verbs import carry_out
 
-    verb, args = find_verb(request)
-    return verb(Work(store, actor, progress, keep), args)
+    return carry_out(Work(store, actor, progress, keep), request)
 
 
 def can_change(request: Request) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from nexus_engine import errors
+from nexus_engine.check.garbage import find_garbage
 from nexus_engine.commands import (
     Reply,
     Request,
@@ -18,6 +19,7 @@ from nexus_engine.commands import (
     retaining,
 )
 from nexus_engine.commands.arguments import Arguments, parse_arguments
+from nexus_engine.meta.connection import GARBAGE
 
 # Each takes its own kind of arguments, which a table of all of them cannot say.
 Verb = Callable[[Work, Any], Reply]
@@ -58,16 +60,25 @@ VERBS = {
 }
 
 
-def find_verb(request: Request) -> tuple[Verb, Arguments]:
-    """Return what carries a request out, and its arguments, checked.
+def carry_out(work: Work, request: Request) -> Reply:
+    """Check the arguments of a request, and do what it asks.
 
     Raises:
         InvalidCommand: No such verb, or arguments that do not fit it.
+        CorruptMetadata: A row holds what no row can hold.
+        EngineError: As the verb has it.
     """
     entry = VERBS.get(request.verb)
     if entry is None:
         raise errors.InvalidCommand(f"no such command: {request.verb!r}; there are {_names()}")
-    return entry.run, parse_arguments(request, entry.arguments)
+    arguments = parse_arguments(request, entry.arguments)
+    try:
+        return entry.run(work, arguments)
+    except GARBAGE as error:
+        damage = find_garbage(work.store.database)
+        if damage is None:
+            raise
+        raise damage from error
 
 
 def _names() -> str:

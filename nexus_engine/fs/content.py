@@ -36,6 +36,9 @@ INLINE_RANGES = 32
 BATCH_RANGES = 1024
 SESSION_EXTENTS_MAX = 4096
 """A session of more pieces ends: its commit would keep others waiting, and it takes memory."""
+JOINED_PIECES = 65536
+"""A file without a name has its pieces, each some hundred bytes of memory, joined at so many."""
+UNNAMED_PIECES_MAX = 1 << 18
 _STORED_MAX = 65536
 _COMMIT_BYTES = 512 * 1024
 """What a full disk should still have for the record of what was written."""
@@ -205,8 +208,12 @@ class Content:
             return await read_extents(self._store, extents, offset, length)
 
         length = min(length, session.size_over(committed.size) - offset)
-        if length <= 0:
-            return b""
+        return b"" if length <= 0 else await self._read_over(file, session, offset, length)
+
+    async def _read_over(
+        self, file: OpenFile, session: WriteSession, offset: int, length: int
+    ) -> bytes:
+        """Return the bytes of a range of a file that is being written to."""
         end = offset + length
         # All layers are taken down before the first await: a range may move from one to the next
         # while a chunk is being fetched.
@@ -250,8 +257,11 @@ class Content:
             session = file.session or self._begin(file, handle.actor)
             # Before, not after: a write that fails must not have happened.
             crowd = len(session.staged) + session.dirty.count
-            if crowd >= SESSION_EXTENTS_MAX and file.ino not in self.unlinked:
-                await self._seal(file)
+            if crowd >= SESSION_EXTENTS_MAX:
+                if file.ino in self.unlinked:
+                    await self._join_pieces(file, session, crowd)
+                else:
+                    await self._seal(file)
                 session = file.session or self._begin(file, handle.actor)
             if session.dirty.bytes >= CHUNK_BYTES and (full := session.dirty.full_ranges()):
                 await self._stage(session, full)
@@ -420,6 +430,31 @@ class Content:
         if batch:
             await self._stage(session, batch)
 
+    async def _join_pieces(self, file: OpenFile, session: WriteSession, pieces: int) -> None:
+        """Store pieces that lie close together as one. The file's gate is held.
+
+        There is no operation to put those of a file without a name into.
+
+        Raises:
+            NoSpace: They are too many, and too far from each other.
+        """
+        if pieces < max(session.pieces_max, JOINED_PIECES):
+            return
+        await self._stage_all(session)
+        for start, end in session.staged.crowded():
+            if self._store.reserve.spent:
+                raise full()
+            data = await self._read_over(file, session, start, end - start)
+            (digest,) = await self._in_thread(partial(self._chunks.put_many, (data,)))
+            session.staged.put(Extent(start, len(data), digest, 0))
+        left = len(session.staged)
+        if left >= UNNAMED_PIECES_MAX:
+            raise errors.NoSpace(
+                f"inode {file.ino}, removed and still open, is in {left} pieces: what it takes of"
+                " memory is bounded"
+            )
+        session.pieces_max = 2 * left
+
     async def _find_room(self, length: int) -> None:
         """Refuse now what there would be no room for when the file is closed.
 
@@ -567,6 +602,22 @@ class Content:
                     failure = error
         if failure is not None:
             raise failure
+
+    async def leave_sessions(self) -> dict[Ino, bool]:
+        """Put sessions that could not end into the packs, for whoever opens the store next.
+
+        Returns:
+            Their files, and whether all that was written to each is kept.
+        """
+        left: dict[Ino, bool] = {}
+        for file in list(self._files.values()):
+            if file.ino in self.unlinked:
+                continue
+            with suppress(errors.EngineError):
+                await self.flush(file)
+            if file.session is not None:
+                left[file.ino] = not file.session.unflushed
+        return left
 
     def figures(self) -> dict[str, int]:
         """Return how many files are open and how much of them is not in chunks yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from itertools import groupby
 
 from nexus_engine.types import Extent
 
@@ -52,6 +53,15 @@ class ExtentMap:
 
     def all(self) -> list[Extent]:
         return list(self._extents)
+
+    def crowded(self) -> list[tuple[int, int]]:
+        """Return the ranges (start, end) within one chunk's length that hold several extents."""
+        found: list[tuple[int, int]] = []
+        for _, group in groupby(self._extents, lambda extent: extent.start // CHUNK_BYTES):
+            first, *rest = group
+            if rest:
+                found.append((first.start, rest[-1].end))
+        return found
 
     def _cut(self, start: int, end: int) -> tuple[int, int]:
         """Split extents at both ends of a range; return the slice of those inside."""

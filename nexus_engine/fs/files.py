@@ -99,6 +99,8 @@ class WriteSession:
         """Intents written."""
         self.unflushed = True
         """Something changed since the last intent."""
+        self.pieces_max = 0
+        """Of a file without a name: with so many pieces it is tidied up again."""
 
     def write(self, offset: int, data: bytes, now_ns: int) -> None:
         end = offset + len(data)

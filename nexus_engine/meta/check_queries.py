@@ -107,16 +107,52 @@ class WrongInode(NamedTuple):
     target: bytes | None
 
 
+_SENSELESS = (
+    "size < 0 OR nlink < 0"
+    f" OR (mode & {_TYPE}) NOT IN (4096, 8192, {_DIR}, 24576, {_FILE}, {_LINK}, 49152)"
+    f" OR ((mode & {_TYPE}) = {_LINK}) <> (target IS NOT NULL)"
+    " OR (target IS NOT NULL AND length(target) <> size)"
+)
+
+
 def wrong_inodes(connection: Connection) -> Iterator[WrongInode]:
     for table, to_seq in (("inode", "NULL"), ("inode_past", "to_seq")):
         for row in connection.iterate(
-            f"SELECT ino, {to_seq}, mode, size, nlink, target FROM {table}"
-            " WHERE size < 0 OR nlink < 0"
-            f" OR (mode & {_TYPE}) NOT IN (4096, 8192, {_DIR}, 24576, {_FILE}, {_LINK}, 49152)"
-            f" OR ((mode & {_TYPE}) = {_LINK}) <> (target IS NOT NULL)"
-            " OR (target IS NOT NULL AND length(target) <> size)"
+            f"SELECT ino, {to_seq}, mode, size, nlink, target FROM {table} WHERE {_SENSELESS}"
         ):
             yield WrongInode._make(row)
+
+
+def garbage(connection: Connection, ino: int | None) -> Iterator[tuple[str, int]]:
+    """Yield (table, ino) of rows that hold what no row of ours can hold.
+
+    Args:
+        ino: Look at this inode, at what it holds, and at the inodes in it; ``None``: at all.
+    """
+    for interval in INTERVALS:
+        for table in (interval.table, f"{interval.table}_past"):
+            key = interval.key[0]
+            wrong = _mistyped(connection, table)
+            if interval.table == "inode":
+                wrong += f" OR {_SENSELESS}"
+            rows = f"SELECT '{table}', {key} FROM {table} WHERE ({wrong})"
+            if ino is None:
+                yield from connection.iterate(rows)
+                continue
+            yield from connection.iterate(f"{rows} AND {key} = ?", (ino,))
+            if interval.table == "inode":
+                inside = "SELECT ino FROM dentry WHERE parent = ?1"
+                inside += " UNION SELECT ino FROM dentry_past WHERE parent = ?1"
+                yield from connection.iterate(f"{rows} AND {key} IN ({inside})", (ino,))
+
+
+def _mistyped(connection: Connection, table: str) -> str:
+    """Return the condition that a column holds another type than it has."""
+    conditions = []
+    for _, name, kind, not_null, *_ in connection.all(f"PRAGMA table_info({table})"):
+        types = [kind.lower()] + ["null"] * (not not_null)
+        conditions.append(f"typeof({name}) NOT IN ({', '.join(map(repr, types))})")
+    return " OR ".join(conditions)
 
 
 def acls(connection: Connection, name: bytes) -> Iterator[tuple[int, int, bytes]]:

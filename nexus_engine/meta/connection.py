@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,6 +55,11 @@ UNFIT = (*GARBAGE, apsw.BindingsError, apsw.ConstraintError, apsw.MismatchError)
 """What statements trip over that were meant for another database."""
 
 
+def detail(name: str, column: str = "details") -> str:
+    """Return the SQL of a field of a record's details: NULL where these are no JSON (any more)."""
+    return f"(CASE WHEN json_valid({column}) THEN {column} ->> '{name}' END)"
+
+
 def translate(error: Exception) -> Exception:
     """Return the engine's error for a database error; what is our own mistake stays as it is."""
     if getattr(error, "extendedresult", None) == apsw.SQLITE_IOERR_SHMSIZE:
@@ -104,21 +110,21 @@ class Connection:
         try:
             return self.execute(sql, arguments).fetchone()
         except _FAILURES as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
 
     def all(self, sql: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return every row; for results whose size is bounded by their question."""
         try:
             return self.execute(sql, arguments).fetchall()
         except _FAILURES as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
 
     def iterate(self, sql: str, arguments: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield rows as they come."""
         try:
             yield from self.execute(sql, arguments)
         except _FAILURES as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
 
     def run(self, sql: str, arguments: tuple[Any, ...] = ()) -> None:
         """Run a statement for its effect."""
@@ -131,7 +137,7 @@ class Connection:
         try:
             self.execute(sql, arguments)
         except apsw.Error as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
 
     def run_many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
         """Run a statement once for each row of arguments."""
@@ -140,7 +146,7 @@ class Connection:
         try:
             self._db.executemany(sql, rows)
         except apsw.Error as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
 
     def changes(self) -> int:
         """Return how many rows the last statement changed."""
@@ -205,7 +211,7 @@ class Connection:
         except apsw.BusyError:
             return  # a reader or writer is in the way; the next round gets it
         except apsw.Error as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
 
     @contextmanager
     def without_writers(self) -> Iterator[None]:
@@ -254,9 +260,15 @@ class Connection:
             target.execute("PRAGMA journal_mode = DELETE").fetchall()
             target.execute("PRAGMA journal_mode = MEMORY").fetchall()
         except apsw.Error as error:
-            raise translate(error) from error
+            raise self._translate(error) from error
         finally:
             self.rollback()
+
+    def _translate(self, error: Exception) -> Exception:
+        """See ``translate``. What the system said, SQLite keeps for itself but for a full disk."""
+        if isinstance(error, apsw.IOError) and self._db.system_errno == errno.EDQUOT:
+            return errors.NoSpace(f"no space left for the store's metadata: disk quota ({error})")
+        return translate(error)
 
     def close(self) -> None:
         """Close. What cannot be moved out of the write-ahead log then just stays in it."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from nexus_engine.meta import retention_queries
-from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.connection import Connection, detail
 from nexus_engine.meta.reader import name_hash
 from nexus_engine.types import Digest, Ino, Name, Seq
 
@@ -52,9 +52,9 @@ _PERIODS = (
 # or a restore changed, in `touched`.
 _CHANGED_INODES = (
     "SELECT ino FROM oplog WHERE seq > ?1 AND seq <= ?2"
-    " UNION SELECT json_extract(details, '$.replaced') FROM oplog"
+    f" UNION SELECT {detail('replaced')} FROM oplog"
     "  WHERE seq > ?1 AND seq <= ?2 AND kind = 'rename'"
-    " UNION SELECT json_extract(details, '$.exchanged') FROM oplog"
+    f" UNION SELECT {detail('exchanged')} FROM oplog"
     "  WHERE seq > ?1 AND seq <= ?2 AND kind = 'exchange'"
     " UNION SELECT ino FROM touched WHERE seq > ?1 AND seq <= ?2"
 )

@@ -6,7 +6,7 @@ begins with from then on, and the times that directories had.
 
 from __future__ import annotations
 
-from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.connection import Connection, detail
 from nexus_engine.records import GENESIS_HASH
 from nexus_engine.types import Ino, Seq
 
@@ -32,8 +32,8 @@ def log_pruned(connection: Connection) -> tuple[Seq, bytes]:
 def anchor_of(connection: Connection) -> tuple[Seq, Seq, str] | None:
     """Return (operation, last pruned one, its hash in hex) of the newest record that prunes."""
     return connection.one(
-        "SELECT seq, details ->> 'log_pruned', details ->> 'log_pruned_hash' FROM oplog"
-        " WHERE kind = 'prune' AND details ->> 'log_pruned' IS NOT NULL ORDER BY seq DESC LIMIT 1"
+        f"SELECT seq, {detail('log_pruned')}, {detail('log_pruned_hash')} FROM oplog"
+        f" WHERE kind = 'prune' AND {detail('log_pruned')} IS NOT NULL ORDER BY seq DESC LIMIT 1"
     )
 
 

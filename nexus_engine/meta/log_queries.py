@@ -23,8 +23,10 @@ SORT_MAX = 500_000
 _PLACE = re.compile(r":(\w+)")
 
 _RECORD = (
-    "o.seq, o.id, o.time_ns, o.kind, o.ino, o.path, o.path2, o.details, o.undo_state, o.undoes,"
-    " o.hash, a.uid, a.gid, a.pid, a.start_ticks, a.command, a.session, a.agent, a.principal,"
+    # Details may be damaged: text that is none would end a listing.
+    "o.seq, o.id, o.time_ns, o.kind, o.ino, o.path, o.path2, CAST(o.details AS BLOB),"
+    " CAST(o.undo_state AS BLOB), o.undoes, o.hash, a.uid, a.gid, a.pid, a.start_ticks,"
+    " a.command, a.session, a.agent, a.principal,"
     " (SELECT max(by_seq) FROM reversal r WHERE r.target = o.seq)"
 )
 # CROSS JOIN keeps SQLite from starting at the actors.
@@ -278,4 +280,11 @@ def _direction(query: LogQuery) -> str:
 
 
 def _found(row: tuple[Any, ...]) -> Found:
-    return Found(Record._make((*row[:10], Actor._make(row[11:19]), row[10])), row[19])
+    texts = (_text(row[7]) or "", _text(row[8]))
+    return Found(
+        Record._make((*row[:7], *texts, row[9], Actor._make(row[11:19]), row[10])), row[19]
+    )
+
+
+def _text(stored: bytes | None) -> str | None:
+    return None if stored is None else stored.decode(errors="backslashreplace")

@@ -39,6 +39,11 @@ _LAST_GONE = (
     " FROM inode_past i LEFT JOIN oplog o ON o.seq = i.to_seq"
     " WHERE i.ino = ? ORDER BY i.to_seq DESC LIMIT 1"
 )
+_PACKS_OF_OTHERS = (
+    "SELECT p.name, max(c.offset + c.stored_length) FROM extent e"
+    " CROSS JOIN chunk c ON c.digest = e.digest CROSS JOIN pack p ON p.id = c.pack"
+    " WHERE e.ino = ? AND e.from_seq > ? AND p.owner <> ? GROUP BY p.name"
+)
 OVERLAPPING = (
     # They are disjoint: to the left of a range one at most reaches into it. In a window of the
     # longest extent there may be millions.
@@ -211,6 +216,14 @@ class Reader:
             " JOIN pack p ON p.id = c.pack WHERE c.digest = ? AND NOT p.retiring",
             (digest,),
         )
+
+    def packs_of_others(self, ino: Ino, owner: str, after: Seq) -> list[tuple[str, int]]:
+        """Return where a file's content of after an operation is, if others append there.
+
+        Returns:
+            Packs, and up to which byte they are needed.
+        """
+        return self._all(_PACKS_OF_OTHERS, (ino, after, owner))
 
     def head(self) -> Seq:
         """Return the last operation's position; 0 in an empty store."""

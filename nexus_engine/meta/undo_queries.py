@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nexus_engine.meta import retention_queries
-from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.connection import Connection, detail
 from nexus_engine.meta.reader import PATH_DEPTH_MAX, name_hash
 from nexus_engine.types import NO_INO, ROOT_INO, Ino, Inode, Name, Path, Seq
 
@@ -30,8 +30,8 @@ _OF_MANY = frozenset(("undo", "restore", "recover", "repair"))
 _ITEM = "json_each(?1) j CROSS JOIN"
 _OPERATIONS = (
     "SELECT o.seq, o.kind, o.ino, o.path, o.path2, o.time_ns, a.uid, a.pid, a.command, a.agent,"
-    f" a.principal, coalesce(o.details ->> 'redo', 0) FROM {_ITEM} oplog o ON o.seq = j.value"
-    " CROSS JOIN actor a ON a.id = o.actor"
+    f" a.principal, coalesce({detail('redo', 'o.details')}, 0)"
+    f" FROM {_ITEM} oplog o ON o.seq = j.value CROSS JOIN actor a ON a.id = o.actor"
     " ORDER BY o.seq"
 )
 _NAMES_CHANGED = (
@@ -61,7 +61,8 @@ _VERSIONS = (
 )
 _SETS_ATIME = (
     f"SELECT o.seq FROM {_ITEM} oplog o ON o.seq = j.value WHERE o.kind IN ('undo', 'restore',"
-    " 'recover', 'repair') OR (o.kind = 'setattr' AND o.details ->> 'atime_ns' IS NOT NULL)"
+    " 'recover', 'repair')"
+    f" OR (o.kind = 'setattr' AND {detail('atime_ns', 'o.details')} IS NOT NULL)"
 )
 _XATTRS = (
     f"SELECT x.ino, x.name, x.value, x.from_seq, NULL FROM {_ITEM} xattr x"

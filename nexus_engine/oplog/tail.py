@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from nexus_engine.meta.connection import detail
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import resolve
 from nexus_engine.types import NO_INO, Ino, Name, Path, Seq
@@ -45,7 +46,7 @@ class Tail:
             return None
         stale = Stale(self._cursor, set(), set())
         rows = self._connection.all(
-            "SELECT seq, kind, ino, path, path2, details -> '$.replaced', details -> '$.exchanged'"
+            f"SELECT seq, kind, ino, path, path2, {detail('replaced')}, {detail('exchanged')}"
             " FROM oplog WHERE seq > ? ORDER BY seq",
             (self._cursor,),
         )
@@ -57,7 +58,7 @@ class Tail:
                 self._add_touched(stale, seq)
             else:
                 stale.inodes.add(ino)
-                stale.inodes.update(Ino(int(other)) for other in others if other is not None)
+                stale.inodes.update(Ino(other) for other in others if isinstance(other, int))
                 self._add_path(stale, path)
                 if path2 is not None:
                     self._add_path(stale, path2)

@@ -13,6 +13,7 @@ code  meaning
 6     the store is missing, unreadable, in the way or of another version
 7     not now: busy or full; the same command may succeed later
 8     ``fsck`` could not run (as fsck(8))
+9     unmounted, but not all that was written is in the log or on the disk
 ====  ==========================================================================
 """
 
@@ -30,6 +31,7 @@ FORBIDDEN = 5
 STORE_UNUSABLE = 6
 TRY_AGAIN = 7
 FSCK_FAILED = 8
+UNFINISHED = 9
 
 EXIT_CODE: dict[type[errors.EngineError], int] = {
     errors.NotFound: FAILED,
@@ -50,6 +52,7 @@ EXIT_CODE: dict[type[errors.EngineError], int] = {
     errors.FileTooBig: FAILED,
     errors.NotSupported: FAILED,
     errors.TooManyMoments: TRY_AGAIN,
+    errors.TooManyOpenFiles: TRY_AGAIN,
     errors.StoreBusy: TRY_AGAIN,
     errors.NoXattr: FAILED,
     errors.XattrTooBig: FAILED,
@@ -71,6 +74,7 @@ EXIT_CODE: dict[type[errors.EngineError], int] = {
     errors.ObjectNotFound: STORE_UNUSABLE,
     errors.ObjectStoreFailed: TRY_AGAIN,
     errors.MetadataFailed: TRY_AGAIN,
+    errors.Unfinished: UNFINISHED,
 }
 
 

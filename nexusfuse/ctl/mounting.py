@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from nexus_engine import errors
+from nexus_engine import errors, owners
 from nexusfuse.ctl import launch, mounts, preconditions, processes, supervisor
 from nexusfuse.ctl.checking import mount_status
-from nexusfuse.ctl.exit_codes import code_of_error
+from nexusfuse.ctl.exit_codes import UNFINISHED, code_of_error
 from nexusfuse.ctl.mounts import Health, Mount
 from nexusfuse.ctl.options import DIRECTORY, json_option, shell_only
 from nexusfuse.ctl.place import Failure, Place
@@ -175,7 +175,8 @@ def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> Path
     """Unmount; return what.
 
     Raises:
-        Failure: It is busy, somebody else's or no mount.
+        Failure: It is busy, somebody else's or no mount; or it is unmounted, and not everything
+            is in order.
     """
     path = mountpoint_of(mountpoint)
     os.chdir("/")  # not to be in the way ourselves
@@ -208,12 +209,17 @@ def _unmount(path: Path, mount: Mount, behind: Behind, *, lazy: bool) -> None:
         processes.end(behind.supervisor, signal.SIGTERM)  # it takes the mount away
         if mounts.device_at(mount.path) == "":
             return
-    waited_for = [] if dead or lazy else _open_processes(mount, behind)
+    status = {} if dead or lazy else _status(mount)
+    waited_for = [] if dead or lazy else _open_processes(status, behind)
     reason = preconditions.detach(path, lazy=lazy or dead)
     if reason is not None:
         raise Failure(_busy(path) or reason)
     for process in waited_for:
         _wait(process)
+    if status:
+        word = owners.last_word(Path(status["store"]) / "peers", int(status["pid"]))
+        if word is not None:
+            raise Failure(f"{path} is unmounted, but {word}", UNFINISHED)
 
 
 def _force(path: Path, mount: Mount, behind: Behind) -> None:
@@ -243,12 +249,18 @@ def _not_mounted(path: Path) -> str:
     return f"{path} is not a Nexus mount"
 
 
-def _open_processes(mount: Mount, behind: Behind) -> list[int]:
-    """Return descriptors of the daemon and its supervisor, as far as they can be told."""
+def _status(mount: Mount) -> dict[str, str]:
+    """Return what the daemon tells of itself; nothing where the mountpoint is hidden, say."""
     try:
-        daemons = [int(mount_status(mount.path)["pid"])]
-    except (OSError, KeyError, ValueError):
-        daemons = behind.daemons
+        status = mount_status(mount.path)
+    except OSError:
+        return {}
+    return status if status.keys() >= {"pid", "store"} else {}
+
+
+def _open_processes(status: dict[str, str], behind: Behind) -> list[int]:
+    """Return descriptors of the daemon and its supervisor, as far as they can be told."""
+    daemons = [int(status["pid"])] if status else behind.daemons
     # Of another pid namespace, say, there are none: unmounting works without.
     found = map(processes.open_process, (*daemons, behind.supervisor))
     return [process for process in found if process is not None]

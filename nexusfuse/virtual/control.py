@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections import Counter
 from typing import Any
 
 import pyfuse3
@@ -25,45 +24,7 @@ REPLIES_MAX = 64
 """Users whose last reply is kept for a separate ``cat``."""
 REPLY_MAX = 1 << 20
 """Bytes of a reply that is kept so; who wants more reads from what it wrote to."""
-WAITING_MAX = 64 << 20
-"""Bytes of replies that wait for one user to read them; past that, no further commands."""
-COMMANDS_MAX = 8
-"""Commands that run at a time, each in a thread with a store of its own."""
-COMMANDS_OF_USER_MAX = 2
-_USERS_MAX = 256
 _TRIM_BYTES = 1 << 16
-
-
-class ControlLimits:
-    """What one user may take of the daemon through ``control``."""
-
-    def __init__(self) -> None:
-        self.all = trio.CapacityLimiter(COMMANDS_MAX)
-        self._users: dict[int, trio.CapacityLimiter] = {}
-        self._waiting: Counter[int] = Counter()
-
-    def of_user(self, uid: int) -> trio.CapacityLimiter:
-        """Return what bounds the commands of a user that run at a time."""
-        if len(self._users) >= _USERS_MAX:
-            idle = [u for u, limit in self._users.items() if not limit.statistics().borrowed_tokens]
-            for user in idle:
-                del self._users[user]
-        return self._users.setdefault(uid, trio.CapacityLimiter(COMMANDS_OF_USER_MAX))
-
-    def wait(self, uid: int, size: int) -> None:
-        """Note that so many bytes more (or fewer) wait for a user to read them."""
-        self._waiting[uid] += size
-        if not self._waiting[uid]:
-            del self._waiting[uid]
-
-    def require_room(self, uid: int) -> None:
-        """Refuse a user who does not read replies.
-
-        Raises:
-            StoreBusy: There are too many already.
-        """
-        if self._waiting[uid] > WAITING_MAX:
-            raise errors.StoreBusy("read or close the replies to earlier commands first")
 
 
 class ControlNode(FileNode):
@@ -116,7 +77,7 @@ class ControlNode(FileNode):
             raise errors.ReadOnly(f"{request.verb}: mounted read-only")
         limits = self._tree.limits
         limits.require_room(actor.uid)
-        async with limits.of_user(actor.uid), limits.all:
+        async with limits.commands_of(actor.uid), limits.commands:
             return await self._execute_now(request, actor, output)
 
     async def _execute_now(

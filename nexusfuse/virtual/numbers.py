@@ -49,6 +49,11 @@ def node_number(kind: NodeKind, directory: int) -> int:
     return VIRTUAL | _NODE | kind << _FIELD_SHIFT | directory
 
 
+def inode_part(number: int) -> Ino:
+    """Return the inode that a number says something of."""
+    return Ino(number & _INO_MASK if number & VIRTUAL else number)
+
+
 def is_past(number: int) -> bool:
     return number & (VIRTUAL | _KIND) == VIRTUAL | _PAST
 

@@ -26,6 +26,7 @@ from nexusfuse.virtual.base import (
     virtual_entry,
     volatile,
 )
+from nexusfuse.virtual.limits import Limits
 from nexusfuse.virtual.numbers import NodeKind, node_number
 
 if TYPE_CHECKING:
@@ -92,6 +93,19 @@ class RecordsNode(FileNode):
         return 0o400
 
 
+class LogFile(FixedFile):
+    """An open ``log``; what it holds counts as waiting to be read."""
+
+    def __init__(self, content: bytes, limits: Limits, uid: int) -> None:
+        super().__init__(content)
+        self._limits = limits
+        self._uid = uid
+        limits.wait(uid, len(content))
+
+    async def release(self) -> None:
+        self._limits.wait(self._uid, -len(self._content))
+
+
 class LogNode(RecordsNode):
     """``log``: the latest records below this directory as JSON lines, newest last."""
 
@@ -99,6 +113,7 @@ class LogNode(RecordsNode):
 
     async def open(self, flags: int, actor: Actor) -> tuple[OpenFile, pyfuse3.FileInfo]:
         require_read_only(flags)
+        self._tree.limits.require_room(actor.uid)
         await self._engine.settle()
         query = log_reader.LogQuery(path=self._path(), limit=LOG_RECORDS, newest_first=True)
 
@@ -107,7 +122,7 @@ class LogNode(RecordsNode):
             return [record_line(record, undone) for record, undone in entries]
 
         lines = await self._engine.in_reader(find)
-        return FixedFile(b"".join(reversed(lines))), direct_file()
+        return LogFile(b"".join(reversed(lines)), self._tree.limits, actor.uid), direct_file()
 
 
 class EventsNode(RecordsNode):

@@ -11,7 +11,7 @@ import trio
 from nexus_engine.engine import Engine
 from nexus_engine.types import Ino
 from nexusfuse.virtual.base import Node
-from nexusfuse.virtual.control import ControlLimits, ControlNode
+from nexusfuse.virtual.control import ControlNode
 from nexusfuse.virtual.directories import (
     FileVersionsNode,
     HistoryNode,
@@ -19,6 +19,7 @@ from nexusfuse.virtual.directories import (
     SnapshotsNode,
     VersionsNode,
 )
+from nexusfuse.virtual.limits import Limits
 from nexusfuse.virtual.numbers import (
     Moments,
     Names,
@@ -62,7 +63,7 @@ class VirtualTree:
         self.moments = Moments()
         self.names = Names()
         self.replies: dict[tuple[int, Ino], bytes] = {}
-        self.limits = ControlLimits()
+        self.limits = Limits()
         self._pollers: list[pyfuse3.PollHandle] = []
 
     def node(self, number: int) -> Node:

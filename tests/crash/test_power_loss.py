@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,13 @@ def lose_power(store: Path, *steps: str, spared: int = 0) -> None:
     Args:
         spared: So many of the latest packs lose nothing: the kernel had written them back.
     """
+    packs = die(store, *steps)
+    for path, synced in packs[: len(packs) - spared]:
+        lose(path, synced)
+
+
+def die(store: Path, *steps: str) -> list[tuple[Path, int]]:
+    """Do the steps in a process that dies; return its packs, and how far it had synced them."""
     script = DYING.format(steps="\n".join("    " + step for step in steps))
     done = subprocess.run(
         [sys.executable, "-c", script, store],
@@ -77,14 +85,16 @@ def lose_power(store: Path, *steps: str, spared: int = 0) -> None:
         text=True,
     )
     assert done.returncode == 9, done.stderr
-    lines = done.stdout.splitlines()
-    for line in lines[: len(lines) - spared]:
-        pack, synced = line.split()
-        path = store / "packs" / f"{pack}.pack"
-        if int(synced):
-            os.truncate(path, int(synced))
-        else:
-            path.unlink()
+    lines = (line.split() for line in done.stdout.splitlines())
+    return [(store / "packs" / f"{pack}.pack", int(synced)) for pack, synced in lines]
+
+
+def lose(path: Path, synced: int) -> None:
+    """Leave of a file what was synced."""
+    if synced:
+        os.truncate(path, synced)
+    else:
+        path.unlink()
 
 
 async def read(engine: Engine, name: bytes, at: Seq | None = None) -> bytes | None:
@@ -251,4 +261,46 @@ async def test_a_copy_that_is_lost_takes_nothing_from_whom_it_was_made_for(store
     opened.close()
     engine = Engine.start(store)
     assert await read(engine, b"old") == b"the same"
+    await engine.close()
+
+
+async def test_fsync_in_one_mount_covers_what_another_mount_wrote(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsync(2) is about the file: all of it is there, whichever process stored which part."""
+    engine = Engine.start(store)
+    handle, inode = await engine.create(ROOT_INO, Name(b"shared"), 0o644, ALICE)
+    await engine.write(handle, 0, b"ours ")
+    await engine.fsync(handle)
+    await engine.release(handle)
+    packs = die(
+        store,
+        "inode = await engine.lookup(ROOT_INO, Name(b'shared'))",
+        "handle = await engine.open(inode.ino, os.O_RDWR, ACTOR)",
+        "await engine.write(handle, 5, b'theirs')",
+        "await engine.release(handle)",
+        "await put(b'other', b'not synced by anybody')",
+    )
+    synced: dict[int, int] = {}
+    for call in ("fsync", "fdatasync"):
+        real = getattr(os, call)
+
+        def sync(fd: int, real: Callable[[int], None] = real) -> None:
+            real(fd)
+            synced[os.fstat(fd).st_ino] = os.fstat(fd).st_size
+
+        monkeypatch.setattr(os, call, sync)
+    engine.catch_up()
+    handle = await engine.open(inode.ino, os.O_RDONLY, ALICE)
+    await engine.fsync(handle)
+    for path, by_its_process in packs:
+        lose(path, max(by_its_process, synced.get(path.stat().st_ino, 0)))
+    again = len(synced)
+    synced.clear()
+    await engine.fsync(handle)
+    assert len(synced) < again, "what is known to be durable is not synced again"
+    engine.store.abandon()
+    engine = Engine.start(store)
+    assert await read(engine, b"shared") == b"ours theirs"
+    assert check(engine.store, deep=True) == []
     await engine.close()

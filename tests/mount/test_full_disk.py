@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TIMEOUT_S, Mount
+from nexusfuse.ctl import exit_codes
+from tests.conftest import CTL, TIMEOUT_S, Mount
 from tests.mount.conftest import small_disk
 from tests.mount.linux import refused
 from tests.mount.waiting import wait_until
@@ -207,6 +208,59 @@ def test_a_file_whose_bytes_found_no_room_can_be_deleted(disk: Disk, full: Mount
     disk.make_room()
     wait_until(lambda: works_again(full), "room is noticed")
     assert int(full.status()["write_sessions"]) <= 1
+
+
+def test_umount_names_what_could_not_be_written_and_the_next_mount_finishes_it(
+    disk: Disk, full: Mount
+) -> None:
+    """Exit code 9; what close or fsync had returned for is kept, and the rest was refused."""
+    (full.store / "store.yaml").write_text("reserve_mib: 0\n")
+    full.remount()
+    for name in ("synced", "refused"):
+        (full.path / name).write_bytes(b"before")
+    with (full.path / "synced").open("r+b", buffering=0) as synced:
+        synced.write(b"kept, as fsync said")
+        os.fsync(synced.fileno())
+        refused_one = (full.path / "refused").open("r+b", buffering=0)
+        refused_one.write(os.urandom(300_000))
+        disk.fill()
+    with refused(errno.ENOSPC):
+        refused_one.close()
+    done = subprocess.run(
+        [*CTL, "umount", full.path], capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+    )
+    assert done.returncode == exit_codes.UNFINISHED, done
+    assert not os.path.ismount(full.path)
+    (line,) = done.stderr.splitlines()
+    kept, _, lost = line.partition("lost, because")
+    assert "no space left" in kept
+    assert "the next mount finishes /synced" in kept
+    assert lost.endswith("/refused")
+    assert line.partition("but ")[2] in full.log.read_text()
+    disk.make_room()
+    full.mount()
+    assert (full.path / "synced").read_bytes() == b"kept, as fsync said"
+    assert (full.path / "refused").read_bytes() == b"before"
+
+
+def test_a_daemon_that_is_told_to_end_says_what_it_could_not_write(disk: Disk, full: Mount) -> None:
+    """SIGTERM, as systemd sends it: an exit code of its own, and a line on stderr."""
+    full.umount()
+    command = [*CTL, "--store", str(full.store), "mount", "--foreground", str(full.path)]
+    daemon = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: os.path.ismount(full.path), "it serves")
+    file = (full.path / "open").open("wb", buffering=0)
+    file.write(os.urandom(300_000))
+    disk.fill()
+    daemon.terminate()
+    _, told = daemon.communicate(timeout=TIMEOUT_S)
+    assert daemon.returncode == exit_codes.UNFINISHED, told
+    assert told.splitlines()[-1].endswith("what was last written to /open")
+    with refused(errno.ENOTCONN):
+        file.close()
+    disk.make_room()
+    full.mount()
+    assert (full.path / "open").read_bytes() == b""
 
 
 def test_pruning_begins_early_where_it_may_make_room(disk: Disk, full: Mount) -> None:

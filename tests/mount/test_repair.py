@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 import sqlite3
 import subprocess
@@ -50,6 +51,77 @@ def test_a_mounted_store_is_mended_and_the_mount_shows_it(mount: Mount) -> None:
     assert mount.ctl("fsck", "--repair") == "Clean.\n"
     mount.sh("echo more > d/two; rm -r lost+found")
     assert mount.check() == []
+
+
+def damage_type(mount: Mount, table: str, change: str) -> None:
+    """Have a row hold what its column cannot, as where a bit of its header flipped."""
+    loose = f"UPDATE sqlite_schema SET sql = replace(sql, 'STRICT', '') WHERE name = '{table}'"
+    strict = f"UPDATE sqlite_schema SET sql = sql || 'STRICT' WHERE name = '{table}'"
+    damage(mount, "PRAGMA writable_schema = ON", loose)
+    damage(mount, change)
+    damage(mount, "PRAGMA writable_schema = ON", strict)
+
+
+def test_a_row_of_garbage_is_eio_and_a_line_that_says_what_mends_it(mount: Mount) -> None:
+    """No traceback, which would be for a bug; what is beside it goes on, and a repair mends it."""
+    mount.sh("mkdir d e; echo one > d/one; echo two > d/two; echo three > e/three")
+    inos = {name: (mount.path / "d" / name).stat().st_ino for name in ("one", "two")}
+    mount.remount()
+    damage_type(mount, "inode", f"UPDATE inode SET mode = 'x' WHERE ino = {inos['one']}")
+    mount.expected_log = ["holds garbage"]
+    with refused(errno.EIO):
+        (mount.path / "d/one").stat()
+    with refused(errno.EIO):
+        os.listdir(mount.path / "d")
+    with refused(errno.EIO):
+        os.listdir(mount.path / "d/.nexus/history/now")
+    assert (mount.path / "d/two").read_text() == "two\n"
+    assert mount.sh("cat e/three; ls e") == "three\nthree\n"
+    told = mount.log.read_text()
+    assert "Traceback" not in told
+    assert told.count(f"/d/one (inode {inos['one']}): a row of table inode holds garbage") == 3
+    assert "fsck --repair mends it" in told
+    done = subprocess.run(
+        [*CTL, "diff", "op-1"], cwd=mount.path, capture_output=True, text=True, timeout=TIMEOUT_S,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 4, done
+    assert "/d/one" in done.stderr
+    mount.umount()
+    mount.ctl("--store", str(mount.store), "fsck", "--repair", check=False)
+    mount.mount()
+    assert mount.sh("cat d/two e/three") == "two\nthree\n"
+    mended = [path for path in mount.path.rglob("*") if path.is_file()]
+    assert "one\n" in [path.read_text() for path in mended]
+
+
+@pytest.mark.parametrize("details", ["'no json'", "CAST(x'ff7b' AS TEXT)", "'[1]'", "''"])
+def test_a_record_that_is_no_json_ends_no_listing(mount: Mount, details: str) -> None:
+    """It is shown as far as it can be read; fsck and verify-log say that it was changed."""
+    mount.sh("echo one > file; echo two > file; mkdir d; mv file d/file; echo 3 > d/other")
+    head = mount.json("log", "--limit", "1")[0]["seq"]
+    damage(
+        mount,
+        "CREATE TABLE before AS SELECT seq, details FROM oplog",
+        f"UPDATE oplog SET details = {details} WHERE seq > 1",
+    )
+    assert len(mount.json("log")) == head
+    assert len(mount.sh("cat .nexus/log").splitlines()) == head
+    assert mount.json("history", "d/file")
+    assert mount.json("versions", "d/file")
+    assert "d/file" in mount.ctl("diff", "op-2")
+    assert os.listdir(mount.path / ".nexus/history")
+    assert mount.ctl("undo", "--last", "2").startswith("Undid 2 operations")
+    mount.ctl("redo")
+    assert (mount.path / "d/file").read_text() == "two\n"
+    mount.ctl("prune", check=False)
+    assert "Traceback" not in mount.log.read_text()
+    assert "log-chain" in problem_codes(mount)
+    damage(
+        mount,
+        "UPDATE oplog SET details = b.details FROM before b WHERE b.seq = oplog.seq",
+        "DROP TABLE before",
+    )
 
 
 def test_a_repair_is_in_the_log_and_is_nothing_to_undo(mount: Mount) -> None:

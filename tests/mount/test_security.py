@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
+import random
+import resource
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,8 +17,13 @@ import pytest
 
 from nexus_engine import errors
 from nexus_engine.commands import Request, ignore_progress
+from nexus_engine.engine import Engine
+from nexus_engine.fs import content
+from nexus_engine.fs.files import Handle
+from nexus_engine.store import Store
+from nexus_engine.types import ROOT_INO, Actor, Name
 from nexusfuse.ctl import control
-from nexusfuse.virtual.control import COMMANDS_MAX
+from nexusfuse.virtual.limits import COMMANDS_MAX, OPEN_MAX
 from tests.conftest import Mount
 from tests.mount.conftest import serving
 from tests.mount.linux import NOBODY, run_as
@@ -242,3 +250,88 @@ def test_a_user_with_many_commands_keeps_nobody_else_waiting(inside: Mount) -> N
         for fd in held:
             os.close(fd)
     os.unlink("public/busy")
+
+
+def test_open_files_of_nexus_are_bounded_for_each_user(inside: Mount) -> None:
+    """EMFILE and one line in the log; nobody else is kept from anything, and closing helps."""
+    inside.expected_log.append("files in .nexus open, and may have no more")
+
+    def open_too_many() -> list[int]:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        held: list[int] = []
+        names = itertools.cycle(("control", "status"))
+        try:
+            held.extend(os.open(f".nexus/{name}", os.O_RDONLY) for name in names)
+        except OSError as error:
+            refused = error.errno or 0
+        count = len(held)
+        os.close(held.pop())
+        held.append(os.open(".nexus/control", os.O_RDONLY))
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open(".nexus/control", os.O_RDONLY)
+        return [count, refused]
+
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2 * OPEN_MAX:
+        pytest.skip("this process may not open so many files itself")
+    assert as_mallory(open_too_many) == [OPEN_MAX, errno.EMFILE]
+    assert inside.log.read_text().count(f"user {MALLORY} has {OPEN_MAX} files") == 1
+    assert as_mallory(ask("status"))["operations"] > 10
+
+
+def resident_bytes(mount: Mount) -> int:
+    status = Path(f"/proc/{mount.status()['pid']}/status").read_text()
+    return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+
+async def write_far_apart(engine: Engine, handle: Handle) -> None:
+    for number in range(1000):
+        await engine.write(handle, number << 20, b"far away")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_scattered_writes_to_a_removed_file_take_bounded_memory(mount: Mount) -> None:
+    """There is no operation to put them into; what is read is what was written."""
+    rng = random.Random(1)
+    size = 64 << 20
+    expected = bytearray(size)
+    with (mount.path / "open").open("w+b", buffering=0) as file:
+        (mount.path / "open").unlink()
+        file.truncate(size)
+        before = resident_bytes(mount)
+        for _ in range(100_000):
+            offset, piece = rng.randrange(size - 8), rng.randbytes(8)
+            os.pwrite(file.fileno(), piece, offset)
+            expected[offset : offset + 8] = piece
+        assert resident_bytes(mount) - before < 256 << 20
+        assert os.pread(file.fileno(), size, 0) == expected
+
+
+async def test_pieces_of_a_removed_file_are_joined_and_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content, "SESSION_EXTENTS_MAX", 16)
+    monkeypatch.setattr(content, "JOINED_PIECES", 64)
+    monkeypatch.setattr(content, "UNNAMED_PIECES_MAX", 200)
+    actor = Actor(0, 0, 1, command="a")
+    Store.create(tmp_path / "store", actor).close()
+    engine = Engine.start(tmp_path / "store")
+    handle, _ = await engine.create(ROOT_INO, Name(b"open"), 0o600, actor)
+    await engine.write(handle, 0, b"." * 100_000)
+    await engine.unlink(ROOT_INO, Name(b"open"), actor)
+    expected = bytearray(b"." * 100_000)
+    for offset in range(0, 100_000, 50):
+        await engine.write(handle, offset, b"x%d" % (offset % 10))
+        expected[offset : offset + 2] = b"x%d" % (offset % 10)
+        session = handle.file.session
+        assert session is not None
+        assert len(session.staged) + session.dirty.count <= 64
+    assert await engine.read(handle, 0, 200_000) == expected
+    for number in range(150):
+        await engine.write(handle, number << 20, b"far away")
+    with pytest.raises(errors.NoSpace):
+        await write_far_apart(engine, handle)
+    assert await engine.read(handle, 149 << 20, 8) == b"far away"
+    await engine.release(handle)
+    await engine.close()

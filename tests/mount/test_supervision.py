@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from nexusfuse.ctl import processes
+from nexusfuse.ctl import exit_codes, processes
 from tests.conftest import CTL, TIMEOUT_S, Mount
 from tests.mount.linux import refused
 from tests.mount.test_ctl_mount import ctl, require_one_line
@@ -421,3 +421,40 @@ def test_sigterm_keeps_what_was_mapped_and_never_synced(supervised: Mount) -> No
     supervised.expected_log.clear()
     supervised.mount()
     assert path.read_bytes()[:6] == b"mapped"
+
+
+def test_a_held_mount_stays_held_when_the_next_daemon_cannot_start(mount: Mount) -> None:
+    """Programs get errors and write nothing beneath; with the cause mended the next takes over."""
+    mount.umount()
+    daemon = [*CTL, "--store", str(mount.store), "mount", "--foreground", "--hold", "--nonempty"]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*daemon, str(mount.path)], stderr=subprocess.DEVNULL)
+
+    first = start()
+    wait_until(lambda: answers_mounted(mount), "the first one serves")
+    first.terminate()
+    assert first.wait(TIMEOUT_S) == 0
+    for setting, code in (("nonsense: 1", exit_codes.USAGE), (None, exit_codes.STORE_UNUSABLE)):
+        if setting is None:
+            (mount.store / "meta.db").rename(mount.store / "meta.db.away")
+            (mount.store / "meta.db").mkdir()
+        else:
+            (mount.store / "store.yaml").write_text(setting)
+        assert start().wait(TIMEOUT_S) == code
+        (mount.store / "store.yaml").unlink(missing_ok=True)
+        with refused(*GONE):
+            (mount.path / "new").write_text("beneath?")
+    (mount.store / "meta.db").rmdir()
+    mend_store(mount)
+    last = start()
+    wait_until(lambda: answers_mounted(mount), "the next one takes its place")
+    (mount.path / "new").write_text("kept")
+    mount.umount()
+    assert last.wait(TIMEOUT_S) == 0
+    mount.mount()
+    assert (mount.path / "new").read_text() == "kept"
+
+
+def answers_mounted(mount: Mount) -> bool:
+    return os.path.ismount(mount.path) and answers(mount)

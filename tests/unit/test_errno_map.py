@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from typing import Any
 
 import pyfuse3
 import pytest
@@ -29,6 +30,13 @@ def test_the_table_names_leaves_only() -> None:
 class Handlers:
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
+        self.damage: errors.CorruptMetadata | None = None
+
+    async def find_damage(
+        self, request: str, arguments: dict[str, Any]
+    ) -> errors.CorruptMetadata | None:
+        assert (request, arguments) == ("bug", {"ino": 7, "data": b"a secret"})
+        return self.damage
 
     @fuse_request
     async def expected(self) -> None:
@@ -55,3 +63,14 @@ async def test_a_bug_becomes_eio_and_one_traceback(caplog: pytest.LogCaptureFixt
     assert record.exc_info is not None
     assert "(7, '…')" in record.getMessage()
     assert "secret" not in record.getMessage()
+
+
+async def test_damage_becomes_eio_and_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    handlers = Handlers()
+    handlers.damage = errors.CorruptMetadata("/file (inode 7): garbage")
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await handlers.bug(7, b"a secret")
+    assert caught.value.errno == errno.EIO
+    (record,) = caplog.records
+    assert record.exc_info is None
+    assert "/file (inode 7): garbage" in record.getMessage()

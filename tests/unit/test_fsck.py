@@ -138,7 +138,7 @@ BROKEN = [
     ("DELETE FROM oplog WHERE seq IN (8, 9)", "log-gap", "op-8 to op-9"),
     ("UPDATE oplog SET actor = 77 WHERE seq = 9", "log-actor", "op-9"),
     ("UPDATE oplog SET details = '{\"size' WHERE seq = 5", "log-details", "op-5"),
-    ("UPDATE oplog SET details = CAST(x'7b22f222' AS TEXT) WHERE seq = 5", "unreadable", "chain"),
+    ("UPDATE oplog SET details = CAST(x'7b22f222' AS TEXT) WHERE seq = 5", "log-details", "op-5"),
     ("UPDATE actor SET command = CAST(x'f2' AS TEXT)", "unreadable", "chain of the log"),
     ("DELETE FROM oplog WHERE seq > 15", "dentry-unlogged", "/dir/sub/empty"),
     ("UPDATE snapshot SET seq = 1000", "snapshot-reference", "snapshot kept"),
