@@ -53,6 +53,7 @@ class Engine:
     def __init__(self, store: Store, *, noatime: bool = False) -> None:
         self.store = store
         store.announce_writing()
+        store.disk.look()
         self.reader = store.reader
         self.content = Content(store, noatime=noatime)
         self.tail = Tail(store.database)
@@ -85,7 +86,7 @@ class Engine:
             await self.content.seal_all()
             self.content.drop_unlinked()
             self.content.write_access_times()
-            await anyio.to_thread.run_sync(self.store.chunks.sync)
+            await self.store.disk.sync(self.store.chunks.close)
         except errors.EngineError as error:
             log.error("not everything is in the log: %s; the next mount finishes it", error)
             self.store.abandon()
@@ -322,7 +323,7 @@ class Engine:
 
     async def sync(self) -> None:
         """Make every change so far durable."""
-        await anyio.to_thread.run_sync(self.store.sync)
+        await self.store.disk.sync(self.store.sync)
 
     # -- extended attributes --
 
@@ -409,8 +410,8 @@ class Engine:
         """
         try:
             await self.content.seal_all()
-        except errors.NoSpace as error:
-            # Their programs were told so; a command may be what makes room.
+        except (errors.NoSpace, errors.StoreHung) as error:
+            # Their programs were told so; a command may be what makes room, or says what is wrong.
             log.warning("not all that was written is in the log: %s", error)
         return self.reader.head()
 
@@ -434,7 +435,9 @@ class Engine:
         try:
             return await anyio.to_thread.run_sync(run)
         finally:
-            self.store.objects.forget_deleted()  # or what gc gave back would not be free yet
+            with contextlib.suppress(errors.StoreHung):
+                # Or what gc gave back would not be free yet.
+                await self.store.disk.sync(self.store.objects.forget_deleted)
 
     # -- others --
 
@@ -447,7 +450,12 @@ class Engine:
 
     def figures(self) -> dict[str, int]:
         """Return the engine's own gauges, for status displays."""
-        return self.content.figures() | {"wal_bytes": self.store.database.connection.wal_bytes()}
+        silent_s = self.store.disk.silent_s
+        return {
+            **self.content.figures(),
+            "wal_bytes": self.store.database.connection.wal_bytes(),
+            **({"disk_silent_s": silent_s} if silent_s else {}),
+        }
 
     @property
     def has_quotas(self) -> bool:

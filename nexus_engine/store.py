@@ -29,6 +29,7 @@ from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
 from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
+from nexus_engine.disk import Disk
 from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
@@ -69,6 +70,9 @@ class Store:
         self._lock = claim(self.peers)
         self.owner = self._lock.owner
         self.objects = LocalObjectStore(path)
+        self.disk = Disk(
+            path / "packs", read_limit_s=config.read_limit_s, sync_limit_s=config.sync_limit_s
+        )
         self.chunks = ChunkStore(
             self.objects,
             path / "packs",
@@ -289,7 +293,8 @@ class Store:
 
     def abandon(self) -> None:
         """Close without taking leave: whoever opens the store next takes over."""
-        self._close_database()
+        if not self.disk.silent_s:  # else a thread that was left behind may be using it
+            self._close_database()
         self._lock.abandon()
 
     def leave(self) -> None:
