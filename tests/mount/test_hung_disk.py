@@ -18,9 +18,12 @@ from time import monotonic
 
 import pytest
 
+from nexusfuse.ctl.exit_codes import TRY_AGAIN
 from tests.conftest import CTL, TIMEOUT_S, Mount
 from tests.mount.linux import refused
-from tests.mount.waiting import wait_until
+from tests.mount.test_ctl_mount import ctl, require_one_line
+from tests.mount.test_supervision import answers
+from tests.mount.waiting import runs, wait_until
 
 LIMIT_S = 2
 AT_ONCE_S = 1
@@ -159,3 +162,61 @@ def test_many_who_wait_keep_nobody_from_what_is_healthy(mount: Mount, disk: FarD
     wait_until(lambda: AGAIN in mount.log.read_text(), "the disk is used again")
     for name in names:
         assert (mount.path / name).read_text() == name
+
+
+def test_umount_ends_while_the_disk_hangs(mount: Mount, disk: FarDisk) -> None:
+    """It says which process is left behind; the next mount finishes what that could not."""
+    (mount.path / "file").write_text("kept")
+    pid = int(mount.status()["pid"])
+    disk.hang()
+    (mount.path / "directory").mkdir()
+    done = ctl("umount", "--limit", "2", mount.path)
+    assert done.returncode == 1
+    assert f"process {pid} is still at it" in done.stderr
+    assert not os.path.ismount(mount.path)
+    done = ctl("doctor", "--limit", "1", "--store", mount.store)
+    assert done.returncode == 1
+    assert "did not answer within 1 s" in done.stdout
+    disk.answer()
+    wait_until(lambda: not runs(pid), "the daemon ends")
+    mount.expected_log += ["next mount finishes it", "which died"]
+    mount.mount()
+    assert (mount.path / "file").read_text() == "kept"
+    assert (mount.path / "directory").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["mount", "status"])
+def test_who_would_wait_for_the_disk_is_told(mount: Mount, disk: FarDisk, command: str) -> None:
+    """Instead of waiting as long as it does."""
+    mount.umount()
+    disk.hang()
+    done = ctl(command, "--store", mount.store, *[mount.path] * (command == "mount"))
+    require_one_line(done, "did not answer within 10 s", code=TRY_AGAIN)
+    disk.answer()
+    mount.mount()
+
+
+def test_programs_that_wait_for_a_loop_that_hangs_get_errors(tmp_path: Path, disk: FarDisk) -> None:
+    """With all of the store on the disk, SQLite hangs: the supervisor cuts the connection."""
+    (disk.path / "store").mkdir(mode=0o700)
+    (tmp_path / "store").symlink_to(disk.path / "store")
+    log = tmp_path / "log"
+    mounted = Mount(tmp_path, "--hang-limit", "2", "--log-file", str(log), restart=True)
+    try:
+        (mounted.path / "file").write_text("kept")
+        before = int(mounted.status()["pid"])
+        disk.hang()
+        with refused(errno.ENOTCONN, errno.ECONNABORTED), within(20):
+            (mounted.path / "directory").mkdir()
+        done = ctl("doctor", "--limit", "1", mounted.path)
+        assert done.returncode == 1
+        assert "is dead" in done.stdout
+        assert "did not answer within 1 s" in done.stdout
+        disk.answer()
+        wait_until(lambda: not runs(before) and answers(mounted), "it serves again")
+        assert (mounted.path / "file").read_text() == "kept"
+        mounted.umount()
+    finally:
+        disk.answer()
+        mounted.detach()
