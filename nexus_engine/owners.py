@@ -13,6 +13,7 @@ import fcntl
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from nexus_engine.backends.files import translate
@@ -100,6 +101,16 @@ def _claim(peers: Path) -> OwnerLock:
 def owners(peers: Path) -> list[str]:
     """Return every owner that did not take leave."""
     return [path.name.removesuffix(_SUFFIX) for path in peers.glob(f"*{_SUFFIX}")]
+
+
+def living(peers: Path) -> Iterator[str]:
+    """Yield every owner whose process lives, and is not just being killed."""
+    for owner in owners(peers):
+        lock = take_over(peers, owner)
+        if lock is None:
+            yield owner
+        else:
+            lock.abandon()
 
 
 def writers(peers: Path) -> list[str]:

@@ -30,11 +30,11 @@ from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
 from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
 from nexus_engine.disk import Disk
-from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
+from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate, older_version
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
-from nexus_engine.owners import claim
+from nexus_engine.owners import claim, describe, living
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve, full, may_use_reserve
 from nexus_engine.types import ROOT_INO, Actor, Digest, Inode, Path, Seq
@@ -102,6 +102,7 @@ class Store:
         connection = Connection(str(path / DATABASE_NAME))
         clock = clock or SystemClock()
         try:
+            _require_no_older_user(path / "peers", connection)
             _retry(migrate, connection)
             return cls(path, Database(connection, clock), config, clock)
         except errors.EngineError:
@@ -346,6 +347,24 @@ def _require_empty(path: FilePath) -> None:
             found.unlink()
         elif found.name not in _BEFORE_CREATION:
             raise errors.StoreExists(f"{path} is not empty")
+
+
+def _require_no_older_user(peers: FilePath, connection: Connection) -> None:
+    """Leave alone the schema of a store that a process of an older version has open.
+
+    It would go on writing rows as it knows them: of the wrong shape, or without what is new.
+
+    Raises:
+        StoreBusy: There is one.
+    """
+    version = older_version(connection)
+    if version is None:
+        return
+    for owner in living(peers):
+        raise errors.StoreBusy(
+            f"the store has format {version} and is in use by {describe(owner)}, of an older"
+            " version of Nexus: unmount it there, then it can be opened and brought up to date"
+        )
 
 
 def _make_root(tx: Transaction) -> Seq:
