@@ -136,6 +136,10 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was not fsynced is on disk after this time at the latest."""
     session_limit_s: float = 60.0
     """A file written for longer than this gets a version this often."""
+    read_limit_s: float = 30.0
+    """A read for which the disk takes longer fails; 0: never."""
+    sync_limit_s: float = 60.0
+    """The same for writing and syncing."""
     dirty_limit_mib: int = 64
     """Bytes that wait in memory, over all files."""
     chunk_cache_mib: int = 64

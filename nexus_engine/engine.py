@@ -54,6 +54,7 @@ class Engine:
     def __init__(self, store: Store, *, noatime: bool = False) -> None:
         self.store = store
         store.announce_writing()
+        store.disk.look()
         self.reader = store.reader
         self.content = Content(store, noatime=noatime)
         self.tail = Tail(store.database)
@@ -89,7 +90,7 @@ class Engine:
             await self.content.seal_all()
             self.store.upkeep(self.content.drop_unlinked)
             self.store.upkeep(self.content.write_access_times)
-            await anyio.to_thread.run_sync(self.store.chunks.sync)
+            await self.store.disk.sync(self.store.chunks.close)
             self.store.close()
         except errors.EngineError as error:
             left = await self.content.leave_sessions()
@@ -343,7 +344,8 @@ class Engine:
     async def fsync(self, handle: Handle) -> None:
         """What the file holds survives a power loss, whoever wrote it."""
         await self.content.flush(handle.file)
-        await anyio.to_thread.run_sync(self.store.sync, handle.file.ino)
+        self.store.settle()
+        await self.store.disk.sync(self.store.sync, handle.file.ino)
 
     async def release(self, handle: Handle) -> None:
         await self.content.release(handle)
@@ -351,7 +353,7 @@ class Engine:
     async def sync(self) -> None:
         """Make every change so far durable."""
         self.store.settle()
-        await anyio.to_thread.run_sync(self.store.sync)
+        await self.store.disk.sync(self.store.sync)
 
     # -- extended attributes --
 
@@ -438,8 +440,8 @@ class Engine:
         """
         try:
             await self.content.seal_all()
-        except errors.NoSpace as error:
-            # Their programs were told so; a command may be what makes room.
+        except (errors.NoSpace, errors.StoreHung) as error:
+            # Their programs were told so; a command may be what makes room, or says what is wrong.
             log.warning("not all that was written is in the log: %s", error)
         return self.reader.head()
 
@@ -465,7 +467,9 @@ class Engine:
         try:
             return await anyio.to_thread.run_sync(run)
         finally:
-            self.store.objects.forget_deleted()  # or what gc gave back would not be free yet
+            with contextlib.suppress(errors.StoreHung):
+                # Or what gc gave back would not be free yet.
+                await self.store.disk.sync(self.store.objects.forget_deleted)
 
     # -- others --
 
@@ -478,7 +482,12 @@ class Engine:
 
     def figures(self) -> dict[str, int]:
         """Return the engine's own gauges, for status displays."""
-        return self.content.figures() | {"wal_bytes": self.store.database.connection.wal_bytes()}
+        silent_s = self.store.disk.silent_s
+        return {
+            **self.content.figures(),
+            "wal_bytes": self.store.database.connection.wal_bytes(),
+            **({"disk_silent_s": silent_s} if silent_s else {}),
+        }
 
     @property
     def has_quotas(self) -> bool:

@@ -12,7 +12,7 @@
     │                    UndoConflict
     ├── IntegrityError   CorruptChunk MissingChunk CorruptMetadata BrokenChain
     └── BackendError     StoreNotFound StoreExists StoreInaccessible StoreVersion ObjectNotFound
-                         ObjectStoreFailed MetadataFailed
+                         ObjectStoreFailed StoreHung MetadataFailed
 
 The leaves carry values; ``str(error)`` is the one line a person reads. What is not an
 ``EngineError`` is a bug.
@@ -205,6 +205,12 @@ class ObjectNotFound(BackendError):
 
 
 class ObjectStoreFailed(BackendError):
+    transient = True
+
+
+class StoreHung(BackendError):
+    """Its disk did not answer in time; nobody knows what became of the request."""
+
     transient = True
 
 

@@ -13,6 +13,7 @@ import fcntl
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from nexus_engine.backends.files import translate
@@ -145,6 +146,16 @@ def synced_by_others(peers: Path, owner: str) -> int | None:
 
 def _synced(text: bytes) -> int:
     return int(text) if text.isdigit() else 0
+
+
+def living(peers: Path) -> Iterator[str]:
+    """Yield every owner whose process lives, and is not just being killed."""
+    for owner in owners(peers):
+        lock = take_over(peers, owner)
+        if lock is None:
+            yield owner
+        else:
+            lock.abandon()
 
 
 def writers(peers: Path) -> list[str]:

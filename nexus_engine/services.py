@@ -13,7 +13,6 @@ import time
 from functools import partial
 
 import anyio
-import anyio.to_thread
 
 from nexus_engine import errors
 from nexus_engine.check import scrub as scrubbing
@@ -90,6 +89,8 @@ class Services:
                 failing = ""
             except errors.StoreBusy:
                 continue  # another process is writing; the next round does it
+            except errors.StoreHung:
+                continue  # the disk has said so, and says when it answers again
             except errors.EngineError as error:
                 # A full disk, say: nothing is lost by waiting, and one line says it all.
                 if str(error) != failing:
@@ -130,7 +131,8 @@ class Services:
 
     async def _finish_packs(self) -> None:
         """Begin new packs, so that gc can look at those of now."""
-        self._store.chunks.finish({pack.pack for pack in self._store.chunks.packs_written()})
+        packs = {pack.pack for pack in self._store.chunks.packs_written()}
+        await self._store.disk.sync(self._store.chunks.finish, packs)
         await self._retire_packs()
 
     async def run_scrub(self) -> None:
@@ -152,7 +154,7 @@ class Services:
 
     async def upkeep(self) -> None:
         """Do one round of it."""
-        await anyio.to_thread.run_sync(self._store.reserve.renew)
+        await self._store.disk.sync(self._store.reserve.renew)
         if self._store.reserve.spent and not self._was_full:
             await self._finish_packs()
         self._was_full = self._store.reserve.spent
@@ -168,19 +170,19 @@ class Services:
 
     async def _keep_store(self) -> None:
         await self._leave_packs()
-        self._store.objects.forget_deleted()
+        await self._store.disk.sync(self._store.objects.forget_deleted)
         config = self._store.config
         now_s, head = time.monotonic(), self._store.reader.head()
         due = now_s - self._synced[0] >= config.sync_interval_s
         if due and (head != self._synced[1] or self._store.has_unsynced_chunks()):
             await self._engine.sync()
             self._synced = (now_s, head)
-        await anyio.to_thread.run_sync(self._store.checkpoint)
+        await self._store.disk.sync(self._store.checkpoint)
         await self._retire_packs()
 
     async def _retire_packs(self) -> None:
         """Have recovery, and nobody but gc, look into complete packs no more."""
-        await anyio.to_thread.run_sync(self._store.chunks.seal_full)
+        await self._store.disk.sync(self._store.chunks.seal_full)
         complete = self._store.complete_packs()
         if complete:
             await self._content.renew_intents()
@@ -192,8 +194,11 @@ class Services:
         connection = self._store.database.connection
         packs = gc_queries.unseen_packs(connection, self._store.owner)
         closing = log_pruning_queries.closing_packs(connection, self._store.owner)
-        if self._store.chunks.finish({name for _, name in packs}.union(closing)):
-            return  # first these must be sealed; the next round sees to that
+        wanted = {name for _, name in packs}.union(closing)
+        if wanted:
+            unsealed = await self._store.disk.sync(self._store.chunks.finish, wanted)
+            if unsealed:
+                return  # first these must be sealed; the next round sees to that
         if packs:
             await self._content.leave_packs([name for _, name in packs])
             numbers = [number for number, _ in packs]

@@ -29,12 +29,13 @@ from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
 from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
-from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
+from nexus_engine.disk import Disk
+from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate, older_version
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.journal import Entry, Journal, read_journal
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
-from nexus_engine.owners import JOURNAL, claim, is_alone, synced_by_others
+from nexus_engine.owners import JOURNAL, claim, describe, is_alone, living, synced_by_others
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve, full, may_use_reserve
 from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
@@ -74,6 +75,9 @@ class Store:
         self._journal: Journal | None = None
         self._on_waiting: Callable[[], None] | None = None
         self.objects = LocalObjectStore(path)
+        self.disk = Disk(
+            path / "packs", read_limit_s=config.read_limit_s, sync_limit_s=config.sync_limit_s
+        )
         self.chunks = ChunkStore(
             self.objects,
             path / "packs",
@@ -104,6 +108,7 @@ class Store:
         connection = Connection(str(path / DATABASE_NAME))
         clock = clock or SystemClock()
         try:
+            _require_no_older_user(path / "peers", connection)
             _retry(migrate, connection)
             store = cls(path, Database(connection, clock), config, clock)
         except errors.EngineError:
@@ -393,7 +398,8 @@ class Store:
         Args:
             word: What it then does, for people.
         """
-        self._close_database()
+        if not self.disk.silent_s:  # else a thread that was left behind may be using it
+            self._close_database()
         self._lock.abandon(word)
 
     def leave(self) -> None:
@@ -462,6 +468,24 @@ def _require_empty(path: FilePath) -> None:
             found.unlink()
         elif found.name not in _BEFORE_CREATION:
             raise errors.StoreExists(f"{path} is not empty")
+
+
+def _require_no_older_user(peers: FilePath, connection: Connection) -> None:
+    """Leave alone the schema of a store that a process of an older version has open.
+
+    It would go on writing rows as it knows them: of the wrong shape, or without what is new.
+
+    Raises:
+        StoreBusy: There is one.
+    """
+    version = older_version(connection)
+    if version is None:
+        return
+    for owner in living(peers):
+        raise errors.StoreBusy(
+            f"the store has format {version} and is in use by {describe(owner)}, of an older"
+            " version of Nexus: unmount it there, then it can be opened and brought up to date"
+        )
 
 
 def _make_root(tx: Transaction) -> Seq:

@@ -29,6 +29,9 @@ from nexusfuse.virtual.tree import VirtualTree
 log = logging.getLogger(__name__)
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+RESTARTING = signal.SIGUSR2
+"""End in order, and leave the mount to the daemon that the supervisor then starts. One that is too
+old to know it dies of it, and is replaced as well."""
 RESTART_DELAY_S = 1.0
 WRITE_BACK_LIMIT_S = 30.0
 POLL_INTERVAL_S = 1.0
@@ -72,10 +75,10 @@ async def serve(
     # What a dead daemon left may take long, and may be interrupted: then it is done another time.
     engine = Engine.start(store, noatime=options.noatime or options.read_only)
     engine.store.reserve.fill()
-    for number in STOPPING:
+    for number in (*STOPPING, RESTARTING):
         # What is restored when the receiver closes: nothing may interrupt what comes after serving.
         signal.signal(number, signal.SIG_IGN)
-    with trio.open_signal_receiver(*STOPPING) as signals:
+    with trio.open_signal_receiver(*STOPPING, RESTARTING) as signals:
         try:
             await _serve(engine, mountpoint, options, watchers, place, ready, signals)
         finally:
@@ -155,8 +158,9 @@ async def _serve(
                 nursery.start_soon(_announce_ready, operations, mountpoint, watchers, ready)
                 await pyfuse3.main()
                 _require_intended(mounted, watchers)
-                watchers.stopping()
-                unmounts = not options.hold
+                if not watchers.told_restarting:
+                    watchers.stopping()
+                    unmounts = not options.hold
                 nursery.cancel_scope.cancel()
         finally:
             # Unmounting first: what programs wrote is complete then.
@@ -167,7 +171,8 @@ async def _serve(
 
 def _require_intended(mounted: Mounted, watchers: Watchers) -> None:
     """Refuse to take it for an unmount that the kernel has no more requests for us."""
-    if not watchers.told_stopping and mounted.is_there():
+    told = watchers.told_stopping or watchers.told_restarting
+    if not told and mounted.is_there():
         raise ConnectionAbortedError(errno.ECONNABORTED, "the connection to the kernel was aborted")
 
 
@@ -200,7 +205,10 @@ async def _stop_on_signal(
         log.info("%s: stopping", signal.Signals(number).name)
         if watchers.told_stopping:
             continue
-        watchers.stopping()
+        if number == RESTARTING and watchers.terms is not None:
+            watchers.told_restarting = True
+        else:
+            watchers.stopping()
         # What programs wrote through mmap is the kernel's until it is asked for.
         with trio.move_on_after(WRITE_BACK_LIMIT_S):
             await trio.to_thread.run_sync(write_back, mountpoint, abandon_on_cancel=True)

@@ -60,11 +60,14 @@ ERRNO: dict[type[errors.EngineError], int] = {
     errors.StoreVersion: errno.EIO,
     errors.ObjectNotFound: errno.EIO,
     errors.ObjectStoreFailed: errno.EIO,
+    errors.StoreHung: errno.ETIMEDOUT,
     errors.MetadataFailed: errno.EIO,
     errors.Unfinished: errno.EIO,
 }
 
 _WORTH_A_LINE = (errors.IntegrityError, errors.BackendError, errors.NoSpace)
+_SAID_ONCE = errors.StoreHung
+"""The disk says it, once, and not each of the requests that fail while it hangs."""
 
 
 class Serving(Protocol):
@@ -99,7 +102,7 @@ def fuse_request(
         try:
             return await handler(self, *args, **kwargs)
         except errors.EngineError as error:
-            if isinstance(error, _WORTH_A_LINE):
+            if isinstance(error, _WORTH_A_LINE) and not isinstance(error, _SAID_ONCE):
                 log.error("%s%s: %s", name, _numbers(args), error)
             raise pyfuse3.FUSEError(ERRNO[type(error)]) from error
         except pyfuse3.FUSEError:

@@ -35,6 +35,8 @@ class Watchers:
         if self.terms is not None:
             os.set_inheritable(self.terms.fd, False)
         self.told_stopping = False
+        self.told_restarting = False
+        """The next daemon goes on with the mount: nobody is told that it ends."""
 
     def figures(self) -> dict[str, object]:
         """Return what status displays show of it."""

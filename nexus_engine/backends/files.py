@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from pathlib import Path
@@ -13,6 +14,16 @@ _PIECE = 1 << 20
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
+_IN_MEMORY = frozenset((0x01021994, 0x858458F6, 0x794C7630))
+"""tmpfs, ramfs and overlay."""
+_FAR = frozenset(
+    (0x65735546, 0x6969, 0xFE534D42, 0xFF534D42, 0x517B, 0x01021997, 0x00C36400, 0x5346414F,
+     0x0BD00BD0, 0x01161970, 0x7461636F)
+)  # fmt: skip
+"""FUSE, NFS, SMB (three numbers), 9p, Ceph, AFS, Lustre, GFS2, OCFS2."""
+_STATFS_BYTES = 256
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 class OpenFile:
     """A descriptor that is closed when the last one to hold this object lets go of it.
@@ -22,11 +33,12 @@ class OpenFile:
     the same for two lock operations more per read.
     """
 
-    __slots__ = ("__weakref__", "_nowait", "fd")
+    __slots__ = ("__weakref__", "_in_memory", "_nowait", "fd")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._nowait = True
+        self._in_memory = False
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -55,7 +67,7 @@ class OpenFile:
             OSError: as preadv(2), except for "would wait".
         """
         if not self._nowait:
-            return self.read(offset, length)
+            return self.read(offset, length) if self._in_memory else None
         content = bytearray(length)
         view = memoryview(content)
         done = 0
@@ -70,10 +82,34 @@ class OpenFile:
                 return None
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            # Filesystems that do not know the flag are mostly those that live in memory.
+            # Filesystems that do not know the flag live in memory, or far away.
+            self._in_memory = _type(self.fd) in _IN_MEMORY
             self._nowait = False
-            return self.read(offset, length)
+            return self.read(offset, length) if self._in_memory else None
         return view[:done].toreadonly()
+
+
+def is_far(directory: Path) -> bool:
+    """Tell whether writing there may wait for another machine or process, not for memory alone."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return _type(fd) in _FAR
+    finally:
+        os.close(fd)
+
+
+def _type(fd: int) -> int:
+    """Return the number of a file's filesystem type; 0 if it cannot be told.
+
+    Source: fstatfs(2): ``f_type`` comes first, as a word.
+    """
+    buffer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.fstatfs(fd, buffer):
+        return 0
+    return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF
 
 
 def sync_directory(path: Path) -> None:

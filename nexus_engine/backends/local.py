@@ -120,9 +120,11 @@ class LocalObjectStore:
     def forget_deleted(self) -> None:
         """Close objects that another process deleted: until then their blocks are not free."""
         with self._lock:
-            gone = [key for key, file in self._open.items() if not os.fstat(file.fd).st_nlink]
-            for key in gone:
-                del self._open[key]
+            files = list(self._open.items())
+        # Without the lock: far away, a stat waits.
+        for key, file in files:
+            if not os.fstat(file.fd).st_nlink:
+                self._drop(key)
 
     def _get_file(self, key: str) -> OpenFile:
         file = self._find_open(key)

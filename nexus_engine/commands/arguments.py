@@ -63,6 +63,7 @@ class PurgeArguments(Arguments, frozen=True):
 
 class PruneArguments(Arguments, frozen=True):
     dry_run: bool = False
+    compact: bool = False
 
 
 class SelectionArguments(Arguments, frozen=True):

@@ -38,7 +38,8 @@ def prune(work: Work, args: PruneArguments) -> Reply:
             "excess_bytes": planned.excess_bytes,
             **foreseen._asdict(),
         }
-    done = pruning.prune(work.store, policy, work.actor, partial(work.progress, "Dropping rows"))
+    progress = partial(work.progress, "Dropping rows")
+    done = pruning.prune(work.store, policy, work.actor, progress, compact=args.compact)
     return {**done._asdict(), **collect(work, NoArguments())}
 
 

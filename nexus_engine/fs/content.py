@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
-
-import anyio
-import anyio.to_thread
+from typing import TYPE_CHECKING
 
 from nexus_engine import errors
 from nexus_engine.fs.access_times import AccessTimes
@@ -27,8 +24,6 @@ from nexus_engine.types import Actor, Digest, Extent, Ino, Inode, Seq
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-
-R = TypeVar("R")
 
 INLINE_BYTES = 65536
 """Up to this size hashing and compressing costs less than a thread's wake-up."""
@@ -54,6 +49,7 @@ class Content:
         self._store = store
         self._reader = store.reader
         self._chunks = store.chunks
+        self._disk = store.disk
         self._clock = store.clock
         self.access_times = AccessTimes(store, enabled=not noatime)
         self._files: dict[Ino, OpenFile] = {}
@@ -62,7 +58,6 @@ class Content:
         """May be written before the disk is looked at again."""
         self._stored: dict[tuple[Ino, Seq], int] = {}
         self._dirty_limit = store.config.dirty_limit_mib * _MIB
-        self._threads = anyio.CapacityLimiter(4)
         self.held = Held(store.database)
         self.unlinked: set[Ino] = set()
         """Inodes that lost their last name while open."""
@@ -380,28 +375,43 @@ class Content:
     async def _stage(self, session: WriteSession, ranges: list[DirtyRange]) -> None:
         """Move dirty ranges into chunks. The file's gate is held."""
         self._require_admission(ranges)
-        data = [dirty.data for dirty in ranges]
-        total = sum(map(len, data))
-        if total <= INLINE_BYTES and len(data) <= INLINE_RANGES:
-            digests = self._chunks.put_many(data)
-        else:
-            digests = await self._in_thread(partial(self._chunks.put_many, data))
-        self._staged(session, ranges, digests)
+        total = sum(len(dirty.data) for dirty in ranges)
+        inline = total <= INLINE_BYTES and len(ranges) <= INLINE_RANGES
+        self._staged(session, ranges, await self._put(ranges, inline=inline))
 
-    def _stage_with_intent(self, session: WriteSession, ranges: list[DirtyRange]) -> None:
+    async def _stage_with_intent(self, session: WriteSession, ranges: list[DirtyRange]) -> None:
         """Move a few dirty ranges into chunks, and the intent after them, in one write."""
         self._require_admission(ranges)
-        staged = session.staged.all()
-        head = self._store.database.known_head
-        put = partial(
-            self._chunks.put_many,
-            [dirty.data for dirty in ranges],
-            lambda digests: session.intent(head, staged + _extents(ranges, digests)),
+        # Complete but for the digests: a thread may come to it when the session has gone on.
+        intent = session.intent(self._store.database.known_head)
+        spans = [(dirty.start, len(dirty.data)) for dirty in ranges]
+        digests = await self._put(
+            ranges, lambda digests: intent.with_extents(_extents(spans, digests)), inline=True
         )
-        # An intent alone only says what is kept anyway, or that a file was truncated.
-        digests = put() if ranges else self._store.with_reserve(put)
         self._staged(session, ranges, digests)
         session.unflushed = False
+
+    async def _put(
+        self,
+        ranges: list[DirtyRange],
+        intent: Callable[[list[Digest]], bytes] | None = None,
+        *,
+        inline: bool,
+    ) -> list[Digest]:
+        """Store dirty ranges as chunks; ``inline`` where a thread's wake-up would cost more."""
+        put = partial(self._chunks.put_many, [dirty.data for dirty in ranges], intent)
+        if not ranges:
+            # An intent alone only says what is kept anyway, or that a file was truncated.
+            put = partial(self._store.with_reserve, put)
+        if inline and self._disk.calm:
+            return put()
+        try:
+            return await self._disk.write(put)
+        except errors.StoreHung:
+            # What is written from now on is not for the thread that was left behind.
+            for dirty in ranges:
+                dirty.data = bytearray(dirty.data)
+            raise
 
     def _require_admission(self, ranges: list[DirtyRange]) -> None:
         """Refuse new content while what is left of the disk is for deleting."""
@@ -411,7 +421,8 @@ class Content:
     def _staged(
         self, session: WriteSession, ranges: list[DirtyRange], digests: list[Digest]
     ) -> None:
-        for extent in _extents(ranges, digests):
+        spans = [(dirty.start, len(dirty.data)) for dirty in ranges]
+        for extent in _extents(spans, digests):
             session.staged.put(extent)
         before = session.dirty.footprint
         session.dirty.remove(ranges)
@@ -445,7 +456,7 @@ class Content:
             if self._store.reserve.spent:
                 raise full()
             data = await self._read_over(file, session, start, end - start)
-            (digest,) = await self._in_thread(partial(self._chunks.put_many, (data,)))
+            (digest,) = await self._disk.write(self._chunks.put_many, (data,))
             session.staged.put(Extent(start, len(data), digest, 0))
         left = len(session.staged)
         if left >= UNNAMED_PIECES_MAX:
@@ -508,7 +519,7 @@ class Content:
             await self._stage_all(session)
             ranges = []
         if len(session.staged) + len(ranges) <= INTENT_EXTENTS_MAX:
-            self._stage_with_intent(session, ranges)
+            await self._stage_with_intent(session, ranges)
         else:
             await self._seal(file)
 
@@ -573,7 +584,7 @@ class Content:
                     row = self._reader.find_chunk(digest)
                     if row is not None and row[0] in packs and not self._chunks.pending(digest):
                         again = partial(self._chunks.put_again, digest)
-                        await self._in_thread(partial(self._store.with_reserve, again))
+                        await self._disk.write(self._store.with_reserve, again)
             finally:
                 file.gate.give()
 
@@ -628,14 +639,11 @@ class Content:
             "dirty_bytes": self._dirty_bytes,
         }
 
-    async def _in_thread(self, action: Callable[[], R]) -> R:
-        return await anyio.to_thread.run_sync(action, limiter=self._threads)
 
-
-def _extents(ranges: list[DirtyRange], digests: list[Digest]) -> list[Extent]:
+def _extents(spans: list[tuple[int, int]], digests: list[Digest]) -> list[Extent]:
     return [
-        Extent(dirty.start, len(dirty.data), digest, 0)
-        for dirty, digest in zip(ranges, digests, strict=True)
+        Extent(start, length, digest, 0)
+        for (start, length), digest in zip(spans, digests, strict=True)
     ]
 
 
@@ -652,7 +660,7 @@ async def read_extents(store: Store, extents: list[Extent], offset: int, length:
         at = extent.chunk_offset + offset - extent.start
         data = chunks.read_resident(extent.digest, at, length)
         if data is None:
-            data = await anyio.to_thread.run_sync(chunks.read, extent.digest, at, length)
+            data = await store.disk.read(chunks.read, extent.digest, at, length)
         return bytes(data) if isinstance(data, memoryview) else data
     content = bytearray(length)
     for extent in extents:
@@ -662,6 +670,6 @@ async def read_extents(store: Store, extents: list[Extent], offset: int, length:
         at = extent.chunk_offset + start - extent.start
         data = chunks.read_resident(extent.digest, at, stop - start)
         if data is None:
-            data = await anyio.to_thread.run_sync(chunks.read, extent.digest, at, stop - start)
+            data = await store.disk.read(chunks.read, extent.digest, at, stop - start)
         content[start - offset : stop - offset] = data
     return bytes(content)

@@ -68,6 +68,11 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
             ):
                 raise ValueError("an extent is out of bounds")
 
+    def with_extents(self, extents: list[Extent]) -> bytes:
+        """Return it as a pack holds it, with more extents, laid down after its own."""
+        whole = msgspec.structs.replace(self, extents=self.extents + extents)
+        return msgspec.msgpack.encode(whole)
+
 
 class CutOff(NamedTuple):
     """What a truncation took from a session."""
@@ -150,28 +155,25 @@ class WriteSession:
         size = self.size_over(inode.size)
         return inode._replace(size=size, mtime_ns=self.mtime_ns, ctime_ns=self.mtime_ns)
 
-    def intent(self, head: Seq, extents: list[Extent]) -> bytes:
-        """Return the session so far, to be replayed after a crash.
+    def intent(self, head: Seq) -> Intent:
+        """Return the session so far, but for what is dirty, to be replayed after a crash.
 
         Args:
             head: An operation that surely precedes the session's own.
-            extents: In the order in which they are to be laid down.
         """
         self.flushes += 1
-        return msgspec.msgpack.encode(
-            Intent(
-                version=1,
-                session=self.id,
-                flushes=self.flushes,
-                head=head,
-                ino=self.ino,
-                base=self.base,
-                floor=self.floor,
-                end=self.end,
-                mtime_ns=self.mtime_ns,
-                actor=self.actor,
-                extents=extents,
-            )
+        return Intent(
+            version=1,
+            session=self.id,
+            flushes=self.flushes,
+            head=head,
+            ino=self.ino,
+            base=self.base,
+            floor=self.floor,
+            end=self.end,
+            mtime_ns=self.mtime_ns,
+            actor=self.actor,
+            extents=self.staged.all(),
         )
 
     @classmethod

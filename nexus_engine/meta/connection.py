@@ -230,8 +230,10 @@ class Connection:
     def rewrite(self) -> None:
         """Write the whole database anew: what was deleted is in none of its pages then.
 
-        Others read meanwhile and cannot write.
+        Others read meanwhile and cannot write. Free pages can go back to the disk from then on,
+        also in a database from before that was so.
         """
+        self.run("PRAGMA auto_vacuum = INCREMENTAL")
         # The copy is as large as the database.
         self.run("PRAGMA temp_store = FILE")
         self.run("VACUUM")
@@ -274,6 +276,12 @@ class Connection:
         """Close. What cannot be moved out of the write-ahead log then just stays in it."""
         with suppress(apsw.IOError, apsw.FullError):
             self._db.close(True)
+
+
+def older_version(connection: Connection) -> int | None:
+    """Return the schema's version if it is an older one than ours."""
+    (version,) = connection.one("PRAGMA user_version") or (0,)
+    return version if 0 < version < schema.VERSION else None
 
 
 def migrate(connection: Connection) -> None:

@@ -58,9 +58,17 @@ class Foreseen(NamedTuple):
 
 
 def prune(
-    store: Store, policy: Retention, actor: Actor, progress: Progress | None = None
+    store: Store,
+    policy: Retention,
+    actor: Actor,
+    progress: Progress | None = None,
+    *,
+    compact: bool = False,
 ) -> Pruned:
     """Let go of what the policy does not keep. Safe to be interrupted and run again.
+
+    Args:
+        compact: Write the database anew; nobody else can write meanwhile.
 
     Raises:
         StoreBusy: Another process is at it.
@@ -74,6 +82,8 @@ def prune(
         rows = _drop_rows(store, planned, progress)
         records = _drop_records(store, planned.log_upto)
         store.database.forget_cached()
+        if compact:
+            store.upkeep(store.database.connection.rewrite)
         shrink(store)
         return Pruned(rows, records, planned.excess_bytes)
 

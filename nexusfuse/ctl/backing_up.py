@@ -311,7 +311,7 @@ def _settle(line: CommandLine, store: Path) -> None:
     for mount in mounts.read_mounts():
         if not mount.is_nexus or mount.read_only or not _is_same(mount.store, store):
             continue
-        if not mounts.is_dead(mount):
+        if mounts.probe(mount, mounts.ANSWER_LIMIT_S) is mounts.Health.SERVES:
             try:
                 control.ask(mount.path, Request("status", {}), ignore_progress)
             except (OSError, errors.EngineError) as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nexusfuse.ctl import mounts, preconditions
+from nexusfuse.ctl import mounts
 from nexusfuse.ctl.exit_codes import FAILED
 from nexusfuse.ctl.mounts import Mount
 from nexusfuse.ctl.options import DIRECTORY, json_option, shell_only
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 @click.option(
     "--limit",
     type=click.FloatRange(min=0.1),
-    default=preconditions.ANSWER_LIMIT_S,
+    default=mounts.ANSWER_LIMIT_S,
     metavar="SECONDS",
-    help="A daemon that takes longer to answer hangs; default 10.",
+    help="A daemon or disk that takes longer to answer hangs; default 10.",
 )
 @json_option
 @click.pass_obj
@@ -42,12 +42,12 @@ def doctor(place: Place, mountpoint: str | None, store: str | None, limit: float
     examined = _mounts(line, mountpoint, store)
     stores = dict.fromkeys(Path(os.fsdecode(mount.store)) for mount in examined)
     if store is not None or line.store is not None:
-        stores = {Path(os.path.realpath(store or line.store or ".")): None}
+        stores = {Path(os.path.abspath(store or line.store or ".")): None}  # noqa: PTH100
     found = list(examination.of_machine())
     for mount in examined:
         found += examination.of_mount(mount, limit)
     for path in stores:
-        found += examination.of_store(path)
+        found += examination.of_store(path, limit)
     where = [os.fsdecode(mount.path) for mount in examined]
     _show(line, found, examination.versions(), mounts=where, stores=list(map(str, stores)))
     if any(finding.severity != troubles.NOTE for finding in found):

@@ -63,8 +63,13 @@ def of_mount(mount: Mount, limit_s: float) -> Iterator[Finding]:
     yield from troubles.check_daemon(mount, status)
 
 
-def of_store(store: Path) -> Iterator[Finding]:
+def of_store(store: Path, limit_s: float) -> Iterator[Finding]:
     """Look at a store and at the disk that it lies on."""
+    found = list(store_troubles.check_disk(store, limit_s))
+    yield from found
+    if found:
+        return  # whoever looks on waits for it
+    store = store.resolve()
     yield from store_troubles.check_owner(store, uid=os.geteuid())
     yield from store_troubles.check_database(store, now_ns=time.time_ns())
     if not store.is_dir():

@@ -18,6 +18,7 @@ from nexusfuse.ctl import (
     keeping,
     limiting,
     mounting,
+    restarting,
     retaining,
     undoing,
 )
@@ -110,7 +111,8 @@ def cli() -> None:
 
 
 _MODULES = (
-    mounting, history, undoing, keeping, checking, doctor, retaining, limiting, backing_up,
+    mounting, restarting, history, undoing, keeping, checking, doctor, retaining, limiting,
+    backing_up,
 )  # fmt: skip
 for _module in _MODULES:
     for _command in _module.COMMANDS:

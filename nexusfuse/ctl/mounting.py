@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from nexus_engine import errors, owners
-from nexusfuse.ctl import launch, mounts, preconditions, processes, supervisor
+from nexusfuse.ctl import disks, launch, mounts, preconditions, processes, supervisor
 from nexusfuse.ctl.checking import mount_status
 from nexusfuse.ctl.exit_codes import UNFINISHED, code_of_error
 from nexusfuse.ctl.mounts import Health, Mount
@@ -23,6 +23,8 @@ from nexusfuse.ctl.wanted import HANG_LIMIT_S, KERNEL_OPTIONS, Wanted
 DEFAULT_STORE = "nexus-data"
 FORCE_LIMIT_S = 10.0
 """How long a daemon whose connection was cut may take to put in order what it has."""
+STUCK_LIMIT_S = 90.0
+"""Longer than a daemon itself waits for a disk by default."""
 _PATIENCE_S = 2.0
 _USERS_SHOWN = 5
 
@@ -78,6 +80,8 @@ def mount(
 ) -> None:
     """Mount a store on MOUNTPOINT, an empty directory; return when it serves."""
     line = place.shell()
+    if not foreground:  # who watches over it waits for the disk
+        disks.require_answer(Path(store or line.store or DEFAULT_STORE))
     wanted = Wanted(
         mountpoint=mountpoint_of(mountpoint),
         store=real(store or line.store or DEFAULT_STORE),
@@ -161,29 +165,39 @@ def _serve(wanted: Wanted, pipe: launch.ReadyPipe) -> None:
 @click.argument("mountpoint", type=DIRECTORY)
 @click.option("--lazy", is_flag=True, help="Detach now, end when nobody uses it any more.")
 @click.option("--force", is_flag=True, help="Also when the daemon hangs: who uses it gets errors.")
+@click.option(
+    "--limit",
+    type=click.FloatRange(min=0.1),
+    default=STUCK_LIMIT_S,
+    metavar="SECONDS",
+    help="Leave a daemon that ends, and gets nothing done for so long; default 90.",
+)
 @json_option
 @click.pass_obj
-def umount(place: Place, mountpoint: str, *, lazy: bool, force: bool) -> None:
+def umount(place: Place, mountpoint: str, limit: float, *, lazy: bool, force: bool) -> None:
     """Unmount; return when everything is durable and the daemon is gone."""
     line = place.shell()
-    path = unmount(mountpoint, lazy=lazy, force=force)
+    path = unmount(mountpoint, limit, lazy=lazy, force=force)
     what = "Detached" if lazy else "Unmounted"
     line.say(f"{what} {path}.", mountpoint=str(path), daemon_ended=not lazy)
 
 
-def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> Path:
+def unmount(
+    mountpoint: str, limit_s: float = STUCK_LIMIT_S, *, lazy: bool = False, force: bool = False
+) -> Path:
     """Unmount; return what.
 
     Raises:
-        Failure: It is busy, somebody else's or no mount; or it is unmounted, and not everything
-            is in order.
+        Failure: It is busy, somebody else's or no mount; its daemon gets nothing done any more; or
+            it is unmounted, and not everything is in order.
     """
     path = mountpoint_of(mountpoint)
     os.chdir("/")  # not to be in the way ourselves
     mount = mounts.mount_at(os.fsencode(path))
     behind = processes.behind(os.fsencode(path))
     if mount is None and behind.supervisor is not None:
-        processes.end(behind.supervisor, signal.SIGTERM)  # between two daemons
+        processes.end(behind.supervisor, signal.SIGTERM, 0)  # between two daemons
+        _wait_all(path, behind, limit_s)
     elif mount is None or not mount.is_nexus:
         raise Failure(_not_mounted(path))
     elif os.geteuid() not in (0, mount.owner):
@@ -191,14 +205,14 @@ def unmount(mountpoint: str, *, lazy: bool = False, force: bool = False) -> Path
             f"{path} was mounted by user {mount.owner}: only they and root may unmount it"
         )
     elif force:
-        _force(path, mount, behind)
+        _force(path, mount, behind, limit_s)
     else:
-        _unmount(path, mount, behind, lazy=lazy)
+        _unmount(path, mount, behind, limit_s, lazy=lazy)
     return path
 
 
-def _unmount(path: Path, mount: Mount, behind: Behind, *, lazy: bool) -> None:
-    health = Health.SERVES if lazy else mounts.probe(mount, preconditions.ANSWER_LIMIT_S)
+def _unmount(path: Path, mount: Mount, behind: Behind, limit_s: float, *, lazy: bool) -> None:
+    health = Health.SERVES if lazy else mounts.probe(mount, mounts.ANSWER_LIMIT_S)
     if health is Health.SILENT:
         raise Failure(
             f"the daemon of {path} does not answer; nexus-ctl umount --force {path} ends it, and"
@@ -206,7 +220,8 @@ def _unmount(path: Path, mount: Mount, behind: Behind, *, lazy: bool) -> None:
         )
     dead = health is Health.DEAD
     if dead:
-        processes.end(behind.supervisor, signal.SIGTERM)  # it takes the mount away
+        # It takes the mount away, unless it waits for the end of a daemon that hangs.
+        processes.end(behind.supervisor, signal.SIGTERM, FORCE_LIMIT_S)
         if mounts.device_at(mount.path) == "":
             return
     status = {} if dead or lazy else _status(mount)
@@ -214,15 +229,22 @@ def _unmount(path: Path, mount: Mount, behind: Behind, *, lazy: bool) -> None:
     reason = preconditions.detach(path, lazy=lazy or dead)
     if reason is not None:
         raise Failure(_busy(path) or reason)
-    for process in waited_for:
-        _wait(process)
+    for pid, process in waited_for:
+        _wait(path, pid, process, limit_s)
     if status:
         word = owners.last_word(Path(status["store"]) / "peers", int(status["pid"]))
         if word is not None:
             raise Failure(f"{path} is unmounted, but {word}", UNFINISHED)
 
 
-def _force(path: Path, mount: Mount, behind: Behind) -> None:
+def _wait_all(path: Path, behind: Behind, limit_s: float) -> None:
+    """Return when daemons and supervisor are gone; raises as `_wait`."""
+    # The supervisor last: it goes when they are gone, and says every minute that they are not.
+    for pid, process in _open(*behind.daemons, behind.supervisor):
+        _wait(path, pid, process, limit_s)
+
+
+def _force(path: Path, mount: Mount, behind: Behind, limit_s: float) -> None:
     """Cut the connection, and end the daemon, whatever it is at."""
     device = mounts.device_at(mount.path)
     if behind.supervisor is not None:
@@ -232,13 +254,12 @@ def _force(path: Path, mount: Mount, behind: Behind) -> None:
     for pid in behind.daemons:
         processes.end(pid, signal.SIGCONT, 0)  # one that somebody stopped can end in order
         if not processes.end(pid, signal.SIGTERM, FORCE_LIMIT_S):
-            processes.end(pid, signal.SIGKILL)
-    if behind.supervisor is not None:
-        processes.end(behind.supervisor, signal.SIGTERM)
+            processes.end(pid, signal.SIGKILL, 0)
     if mounts.device_at(mount.path) == device:
         reason = preconditions.detach(path, lazy=True)
         if reason is not None:
             raise Failure(reason)
+    _wait_all(path, behind, limit_s)
 
 
 def _not_mounted(path: Path) -> str:
@@ -258,16 +279,24 @@ def _status(mount: Mount) -> dict[str, str]:
     return status if status.keys() >= {"pid", "store"} else {}
 
 
-def _open_processes(status: dict[str, str], behind: Behind) -> list[int]:
-    """Return descriptors of the daemon and its supervisor, as far as they can be told."""
+def _open_processes(status: dict[str, str], behind: Behind) -> list[tuple[int, int]]:
+    """Return daemon and supervisor, each with a descriptor, as far as they can be told."""
     daemons = [int(status["pid"])] if status else behind.daemons
     # Of another pid namespace, say, there are none: unmounting works without.
-    found = map(processes.open_process, (*daemons, behind.supervisor))
-    return [process for process in found if process is not None]
+    return _open(*daemons, behind.supervisor)
 
 
-def _wait(process: int) -> None:
-    """Return when a process is gone."""
+def _open(*pids: int | None) -> list[tuple[int, int]]:
+    found = [(pid, processes.open_process(pid)) for pid in pids if pid is not None]
+    return [(pid, process) for pid, process in found if process is not None]
+
+
+def _wait(path: Path, pid: int, process: int, limit_s: float) -> None:
+    """Return when a process is gone.
+
+    Raises:
+        Failure: It gets nothing done any more.
+    """
     if not processes.wait(process, _PATIENCE_S):
         if sys.stderr.isatty():
             click.echo("nexus-ctl: waiting until everything is on the disk …", err=True)
@@ -275,7 +304,12 @@ def _wait(process: int) -> None:
         # meanwhile), the kernel does not end the daemon. To one that is ending this is nothing.
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGTERM)
-        processes.wait(process)
+        if not processes.wait_while_busy(pid, process, limit_s):
+            raise Failure(
+                f"{path} is not mounted any more, but process {pid} is still at it and got"
+                f" nothing done for {limit_s:g} s: see `nexus-ctl doctor --store DIR`; what is not"
+                " on the disk yet, the next mount finishes"
+            )
     os.close(process)
 
 

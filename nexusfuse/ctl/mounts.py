@@ -14,7 +14,7 @@ import os
 import re
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from nexusfuse.ctl.supervisor import devices_at
@@ -22,6 +22,8 @@ from nexusfuse.ctl.supervisor import devices_at
 FSTYPE = b"fuse.nexus"
 SOURCE_PREFIX = b"nexus:"
 MOUNTINFO = "/proc/self/mountinfo"
+ANSWER_LIMIT_S = 10.0
+"""A daemon or a disk that takes longer for the simplest of requests hangs."""
 
 
 class Health(enum.Enum):
@@ -120,11 +122,6 @@ def device_at(path: bytes) -> str:
     return (devices_at(path) or [""])[-1]
 
 
-def is_dead(mount: Mount) -> bool:
-    """Return whether the daemon of a FUSE mount is gone. Waits as long as it takes to answer."""
-    return _ask(mount.path) in _GONE
-
-
 _GONE = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
@@ -139,25 +136,32 @@ def _ask(path: bytes) -> int:
 
 
 def probe(mount: Mount, limit_s: float) -> Health:
-    """Return how a mount is, in time.
+    """Return how a mount is, in time."""
+    code = in_time(lambda: _ask(mount.path), limit_s)
+    if code is None:
+        return Health.SILENT
+    return Health.DEAD if code in _GONE else Health.SERVES
 
-    Who asks a daemon that hangs waits for as long as it does, and no signal ends that: so a child
-    process asks, and is left behind where need be.
+
+def in_time(ask: Callable[[], int], limit_s: float) -> int | None:
+    """Return an answer, an errno or 0; ``None`` when the time is up.
+
+    Who asks a daemon or a disk that hangs waits for as long as it does, and no signal ends that: so
+    a child process asks, and is left behind where need be.
     """
     child = os.fork()
     if child == 0:
-        os._exit(min(_ask(mount.path), 255))
+        os._exit(min(ask(), 255))
     process = os.pidfd_open(child)
     try:
         poll = select.poll()
         poll.register(process, select.POLLIN)
         if not poll.poll(limit_s * 1000):
             os.kill(child, signal.SIGKILL)
-            return Health.SILENT
+            return None
     finally:
         os.close(process)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return Health.DEAD if code in _GONE else Health.SERVES
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def real_path(text: str) -> bytes:

@@ -15,7 +15,7 @@ import click
 
 from nexus_engine import errors
 from nexus_engine.commands import Progress, Reply, Request, can_change, execute
-from nexusfuse.ctl import control, mounts, render
+from nexusfuse.ctl import control, disks, mounts, render
 from nexusfuse.ctl.exit_codes import FAILED, code_of_reply
 from nexusfuse.ctl.progress import ProgressLine
 
@@ -164,6 +164,7 @@ def opened(path: FilePath) -> Iterator[Store]:
     from nexus_engine.recovery import recover
     from nexus_engine.store import Store
 
+    disks.require_answer(path)
     store = Store.open(path)
     try:
         recover(store)
@@ -195,7 +196,13 @@ def _nexus_mount(path: bytes) -> Mount:
             f"{os.fsdecode(path)} is not in a Nexus mount; go into one, name a path in one, or"
             " give --store DIR for a store that is not mounted"
         )
-    if mounts.is_dead(mount):
+    health = mounts.probe(mount, mounts.ANSWER_LIMIT_S)
+    if health is mounts.Health.SILENT:
+        raise Failure(
+            f"the daemon of the mount {os.fsdecode(mount.path)} does not answer; nexus-ctl doctor"
+            f" {os.fsdecode(mount.path)} tells more"
+        )
+    if health is mounts.Health.DEAD:
         raise Failure(
             f"the daemon of the mount {os.fsdecode(mount.path)} is dead; mount it again with"
             f" nexus-ctl mount --store {os.fsdecode(mount.store)} {os.fsdecode(mount.path)}"

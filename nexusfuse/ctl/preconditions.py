@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 
 DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
-ANSWER_LIMIT_S = 10.0
-"""A daemon that takes longer for the simplest of requests hangs."""
 
 
 def require_places(wanted: Wanted) -> Mount | None:
@@ -118,7 +116,7 @@ def find_dead(wanted: Wanted) -> Mount | None:
     mount = mounts.mount_at(os.fsencode(mountpoint))
     if mount is None:
         return None
-    health = mounts.probe(mount, ANSWER_LIMIT_S)
+    health = mounts.probe(mount, mounts.ANSWER_LIMIT_S)
     if health is Health.SILENT:
         raise Failure(
             f"{mountpoint} is mounted and its daemon does not answer; `nexus-ctl umount --force"

@@ -77,6 +77,30 @@ def wait(process: int, limit_s: float | None = None) -> bool:
     return bool(poll.poll(None if limit_s is None else limit_s * 1000))
 
 
+def wait_while_busy(pid: int, process: int, limit_s: float) -> bool:
+    """Return once a process is gone, or got nothing done for so long; whether it is gone."""
+    done = _done_by(pid)
+    while not wait(process, limit_s):
+        before, done = done, _done_by(pid)
+        if before == done:
+            return False
+    return True
+
+
+def _done_by(pid: int) -> tuple[bytes, ...]:
+    """Return what changes while a process and its threads compute, read or write.
+
+    Source: proc_pid_io(5), proc_pid_schedstat in the kernel's sched-stats.rst.
+    """
+    try:
+        process = Path("/proc", str(pid))
+        tasks = sorted((process / "task").iterdir())
+        files = [process / "io", *(task / "schedstat" for task in tasks)]
+        return tuple(file.read_bytes() for file in files)
+    except OSError:
+        return ()
+
+
 def end(pid: int | None, number: signal.Signals, limit_s: float | None = None) -> bool:
     """Send a process a signal and wait for its end; whether it is gone.
 

@@ -15,11 +15,12 @@ _DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--compact", is_flag=True, help="Write meta.db anew; nobody can write meanwhile.")
 @common_options
 @click.pass_obj
-def prune(place: Place, *, dry_run: bool) -> None:
+def prune(place: Place, *, dry_run: bool, compact: bool) -> None:
     """Let go of history that store.yaml does not keep, and give its space back."""
-    place.submit(Request("prune", {"dry_run": dry_run}))
+    place.submit(Request("prune", {"dry_run": dry_run, "compact": compact}))
 
 
 @click.command()

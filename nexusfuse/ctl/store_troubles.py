@@ -17,6 +17,7 @@ from nexus_engine.meta.connection import DATABASE_NAME, Connection
 from nexus_engine.meta.database import Database
 from nexus_engine.oplog.reader import get_entry
 from nexus_engine.owners import owners
+from nexusfuse.ctl import disks
 from nexusfuse.ctl.mounts import Mount
 from nexusfuse.ctl.render import size
 from nexusfuse.ctl.troubles import ERROR, WARNING, Finding
@@ -35,6 +36,19 @@ _NETWORK = frozenset(
 )
 _VOLATILE = frozenset(("tmpfs", "ramfs", "overlay"))
 _LOG_LINE = re.compile(r'time=(\S+)Z level=(ERROR|CRITICAL) \S+ message="(.*)"')
+
+
+def check_disk(store: Path, limit_s: float) -> Iterator[Finding]:
+    """Whether the disk answers."""
+    if not disks.answer(store, limit_s):
+        yield Finding(
+            ERROR,
+            "disk",
+            f"the disk of {store} did not answer within {limit_s:g} s",
+            "what is not in memory fails, after a while, and nothing new can be kept; it goes on by"
+            " itself when the disk answers",
+            "dmesg | tail -20",
+        )
 
 
 def check_owner(store: Path, *, uid: int) -> Iterator[Finding]:

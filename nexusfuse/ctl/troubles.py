@@ -166,7 +166,7 @@ def check_daemon(mount: Mount, status: dict[str, str]) -> Iterator[Finding]:
             "old-daemon",
             f"the daemon of {place} is version {status['version']}, installed is {__version__}",
             "an upgrade takes effect when it is mounted again",
-            again,
+            again if status.get("supervisor", "none") == "none" else f"nexus-ctl restart {place}",
         )
     if status.get("supervisor") == "none":
         yield Finding(

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from nexus_engine.backends import files
 from nexus_engine.backends.base import ObjectStore
 from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.errors import NoSpace, ObjectNotFound, ObjectStoreFailed, StoreInaccessible
 
+TMPFS, NFS = 0x01021994, 0x6969  # statfs(2)
 CONTENT = bytes(range(256)) * 40
 
 
@@ -328,10 +330,12 @@ class TestLocal:
         assert objects.read_resident("packs/a", 0, 8192) is None
         assert calls == [0, 4096]
 
-    def test_a_filesystem_without_nowait_is_read_plainly(
-        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("in_memory", [True, False])
+    def test_a_filesystem_without_nowait_is_read_plainly_only_if_it_is_memory(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
     ) -> None:
-        """preadv2(2): EOPNOTSUPP; asked once per file only."""
+        """preadv2(2): EOPNOTSUPP; asked once per file only. Others may wait for a network."""
+        monkeypatch.setattr(files, "_type", lambda _: TMPFS if in_memory else NFS)
         (root / "packs" / "a").write_bytes(CONTENT)
         objects = LocalObjectStore(root)
         objects.read("packs/a", 0, 1)
@@ -342,8 +346,9 @@ class TestLocal:
             raise OSError(errno.EOPNOTSUPP, "injected")
 
         monkeypatch.setattr(os, "preadv", preadv)
-        assert objects.read_resident("packs/a", 5, 100) == CONTENT[5:105]
-        assert objects.read_resident("packs/a", 6, 100) == CONTENT[6:106]
+        for offset in (5, 6):
+            found = objects.read_resident("packs/a", offset, 100)
+            assert found == (CONTENT[offset : offset + 100] if in_memory else None)
         assert calls == [5]
 
     @pytest.mark.parametrize(

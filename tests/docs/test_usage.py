@@ -66,7 +66,7 @@ def test_options_of_every_command_are_documented_once() -> None:
     everywhere = documented_flags(section(USAGE, "Commands").text)
     assert everywhere >= COMMON
     for words, command in COMMANDS.items():
-        common = words not in ("mount", "umount", "completion")
+        common = words not in ("mount", "umount", "restart", "completion")
         assert ("--store" in flags(command)) == (common or words == "mount"), words
 
 

@@ -20,16 +20,21 @@ from nexus_engine.backup.dump import load
 from nexus_engine.backup.making import make_backup
 from nexus_engine.backup.restoring import restore_store
 from nexus_engine.commands import ignore_progress
+from nexus_engine.config import Retention
+from nexus_engine.errors import StoreBusy
 from nexus_engine.history import snapshots
 from nexus_engine.history.select import Selector
 from nexus_engine.history.versions import versions
 from nexus_engine.meta import backup_queries, schema
 from nexus_engine.oplog.verify import verify_log
+from nexus_engine.owners import claim
+from nexus_engine.retention.prune import prune
+from nexus_engine.store import Store
 from nexus_engine.types import Name, Seq
 from tests.golden.make import KILLED, UGLY, as_bob, build, shown, trees
 from tests.unit.backups import Reopened
 from tests.unit.undoing import undo
-from tests.unit.worlds import World
+from tests.unit.worlds import ALICE, World
 
 GOLDEN = FilePath(__file__).parents[1] / "golden"
 MADE = sorted(path.name for path in GOLDEN.glob("v*"))
@@ -69,6 +74,26 @@ def test_there_are_golden_stores() -> None:
 async def test_it_is_brought_to_the_present_format_and_is_sound(old: World) -> None:
     assert backup_queries.version(old.database.connection) == schema.VERSION
     assert old.problems(deep=True) == []
+
+
+@pytest.mark.skipif(schema.VERSION < 2, reason="there is no older format")
+def test_it_is_left_alone_while_an_older_version_has_it_open(tmp_path: FilePath) -> None:
+    """That would go on writing rows as it knows them."""
+    store = unpack(GOLDEN / "v1", "store", tmp_path / "store")
+    lock = claim(store / "peers")
+    with pytest.raises(StoreBusy, match=rf"format 1 and is in use by process {os.getpid()}"):
+        Store.open(store)
+    lock.release()
+    Store.open(store).close()
+
+
+async def test_compacted_once_its_database_gives_space_back(golden: FilePath, old: World) -> None:
+    """https://sqlite.org/pragma.html#pragma_auto_vacuum: VACUUM changes the mode."""
+    connection = old.database.connection
+    assert connection.shrinks == (golden.name != "v1")
+    policy = Retention(keep_all="1000w")
+    prune(old.store, policy, ALICE, compact=True)
+    assert connection.shrinks
 
 
 async def test_its_log_is_the_one_that_was_written(old: World, golden: FilePath) -> None:
