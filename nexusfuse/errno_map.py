@@ -64,9 +64,12 @@ _WORTH_A_LINE = (errors.IntegrityError, errors.BackendError, errors.NoSpace)
 
 
 class Counting(Protocol):
-    """Whoever serves requests counts them, for ``.nexus/status``."""
+    """Whoever serves requests counts them."""
 
     requests: Counter[str]
+    """By name, for ``.nexus/status``."""
+    under_way: int
+    """Not answered yet."""
 
 
 S = TypeVar("S", bound=Counting)
@@ -84,6 +87,7 @@ def fuse_request(
 
     async def request(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.requests[name] += 1
+        self.under_way += 1
         try:
             return await handler(self, *args, **kwargs)
         except errors.EngineError as error:
@@ -95,6 +99,8 @@ def fuse_request(
         except Exception:
             log.exception("%s%s failed: a bug; the caller gets EIO", name, _numbers(args))
             raise pyfuse3.FUSEError(errno.EIO) from None
+        finally:
+            self.under_way -= 1
 
     return functools.update_wrapper(request, handler)
 
