@@ -71,7 +71,6 @@ async def serve(
         ConnectionAbortedError: Somebody had the kernel cut the connection.
     """
     logs.configure(debug=options.debug, log_file=options.log_file)
-    scheduling.install()
     # What a dead daemon left may take long, and may be interrupted: then it is done another time.
     engine = Engine.start(store, noatime=options.noatime or options.read_only)
     engine.store.reserve.fill()
@@ -102,6 +101,7 @@ async def _serve(
 ) -> None:
     store = engine.store.path
     operations = Operations(engine, read_only=options.read_only)
+    scheduling.install(lambda: operations.under_way)
     invalidator = Invalidator(engine)
     started = time.time()
 

@@ -74,7 +74,9 @@ class Serving(Protocol):
     """Whoever serves requests."""
 
     requests: Counter[str]
-    """Counted, for ``.nexus/status``."""
+    """By name, for ``.nexus/status``."""
+    under_way: int
+    """Not answered yet."""
 
     async def find_damage(
         self, request: str, arguments: dict[str, Any]
@@ -99,6 +101,7 @@ def fuse_request(
 
     async def request(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.requests[name] += 1
+        self.under_way += 1
         try:
             return await handler(self, *args, **kwargs)
         except errors.EngineError as error:
@@ -115,6 +118,8 @@ def fuse_request(
                     raise pyfuse3.FUSEError(ERRNO[type(damage)]) from error
             log.exception("%s%s failed: a bug; the caller gets EIO", name, _numbers(args))
             raise pyfuse3.FUSEError(errno.EIO) from None
+        finally:
+            self.under_way -= 1
 
     return functools.update_wrapper(request, handler)
 

@@ -114,6 +114,7 @@ class Operations(pyfuse3.Operations):
         self.device = 0
         """``st_dev`` of the mount, once it serves."""
         self.requests: Counter[str] = Counter()
+        self.under_way = 0
 
     def close(self) -> None:
         self._actors.close()

@@ -7,13 +7,15 @@ the event loop, more than an answer from memory costs. pyfuse3 takes its event l
 
 - the lock is not handed over: its releaser may take it again, and another worker gets it only when
   the releaser really waits, for a disk or a thread; then others are answered meanwhile;
-- whether a request is there already is asked of the kernel directly, without the event loop.
+- the kernel is asked for the next request directly, without the event loop; and while no request is
+  being answered, a moment longer: a program's next one follows in some ten microseconds.
 """
 
 from __future__ import annotations
 
 import select
 from collections import OrderedDict
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +24,8 @@ import trio
 
 FAST_MAX = 32
 """Requests in a row before other tasks get their turn."""
+QUIET_MS = 1
+"""How long the kernel is asked directly. Tasks beside the requests wait meanwhile."""
 
 
 class UnfairLock:
@@ -59,7 +63,8 @@ class UnfairLock:
 class _Lowlevel:
     """``trio.lowlevel``, but for waiting."""
 
-    def __init__(self) -> None:
+    def __init__(self, under_way: Callable[[], int]) -> None:
+        self._under_way = under_way
         self._poll: select.poll | None = None
         self._fast = 0
 
@@ -75,7 +80,8 @@ class _Lowlevel:
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLIN)
-        if self._fast < FAST_MAX and self._poll.poll(0):
+        # What a request waits for, a thread or a timer, comes through the event loop.
+        if self._fast < FAST_MAX and self._poll.poll(0 if self._under_way() else QUIET_MS):
             self._fast += 1
             return
         self._fast = 0
@@ -85,14 +91,18 @@ class _Lowlevel:
 class _Trio:
     """``trio``, but for the lock and the waiting."""
 
-    def __init__(self) -> None:
-        self.lowlevel = _Lowlevel()
+    def __init__(self, under_way: Callable[[], int]) -> None:
+        self.lowlevel = _Lowlevel(under_way)
         self.Lock = UnfairLock
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)
 
 
-def install() -> None:
-    """Have pyfuse3 schedule its workers like this. Before ``pyfuse3.init``."""
-    pyfuse3.trio = _Trio()  # type: ignore[attr-defined]
+def install(under_way: Callable[[], int]) -> None:
+    """Have pyfuse3 schedule its workers like this. Before ``pyfuse3.main``.
+
+    Args:
+        under_way: Tells how many requests are being answered.
+    """
+    pyfuse3.trio = _Trio(under_way)  # type: ignore[attr-defined]

@@ -97,7 +97,8 @@ class Connection:
             if create:
                 # Only in an empty file: pages that pruning frees can go back to the disk.
                 self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            # Or each new argument may have a statement planned anew, at three times its own cost.
+            # Plans that depend on bound values are made again at each execution (STAT4): as dear as
+            # the query itself.
             self._db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
             for pragma in (*pragmas, "cache_size = -32768", "foreign_keys = OFF"):
                 self._db.execute(f"PRAGMA {pragma}")

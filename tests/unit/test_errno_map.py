@@ -30,6 +30,7 @@ def test_the_table_names_leaves_only() -> None:
 class Handlers:
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
+        self.under_way = 0
         self.damage: errors.CorruptMetadata | None = None
 
     async def find_damage(
@@ -53,6 +54,7 @@ async def test_an_expected_failure_becomes_its_errno() -> None:
         await handlers.expected()
     assert caught.value.errno == errno.ENOTEMPTY
     assert handlers.requests == {"expected": 1}
+    assert handlers.under_way == 0
 
 
 async def test_a_bug_becomes_eio_and_one_traceback(caplog: pytest.LogCaptureFixture) -> None:

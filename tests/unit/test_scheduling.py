@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from nexusfuse import scheduling
 from nexusfuse.scheduling import FAST_MAX, UnfairLock, _Lowlevel
 
 
@@ -92,7 +95,7 @@ async def test_other_tasks_run_under_a_flood_of_requests() -> None:
     """Uploads, timers and stops must not starve while the kernel always has another request."""
     reader, writer = os.pipe()
     os.write(writer, b"always readable")
-    lowlevel = _Lowlevel()
+    lowlevel = _Lowlevel(lambda: 1)
     ran = False
 
     async def other() -> None:
@@ -114,5 +117,50 @@ async def test_other_tasks_run_under_a_flood_of_requests() -> None:
         os.close(writer)
 
 
+async def test_the_next_request_is_waited_for_without_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A program sends it as soon as it has the last answer."""
+    monkeypatch.setattr(scheduling, "QUIET_MS", 10_000)
+    reader, writer = os.pipe()
+    sender = threading.Thread(target=os.write, args=(writer, b"the next request"))
+    looped = False
+
+    async def other() -> None:
+        nonlocal looped
+        looped = True
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            sender.start()
+            await _Lowlevel(lambda: 0).wait_readable(reader)
+            assert not looped
+    finally:
+        sender.join()
+        os.close(reader)
+        os.close(writer)
+
+
+async def test_what_a_request_waits_for_is_not_kept_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its disk has answered; the event loop must pass that on, whether or not others ask more."""
+    monkeypatch.setattr(scheduling, "QUIET_MS", 10_000)
+    reader, writer = os.pipe()
+
+    async def answer_from_disk() -> None:
+        os.write(writer, b"what its program asks next")
+
+    try:
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answer_from_disk)
+                await _Lowlevel(lambda: 1).wait_readable(reader)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 async def test_the_rest_of_trio_is_as_it_was() -> None:
-    assert _Lowlevel().current_task() is trio.lowlevel.current_task()
+    assert _Lowlevel(int).current_task() is trio.lowlevel.current_task()
