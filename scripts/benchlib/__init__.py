@@ -7,8 +7,8 @@
     systems.py    what is measured: mounts it, knows its daemon, takes it down
     counting.py   requests that the kernel sent; CPU time of the daemon
     worker.py     the client process that does the work
-    workloads.py  the work: prepare, run, verify
+    work/         the work: prepare, run, verify
     content.py    deterministic bytes to write
     memfs.py      an in-memory filesystem that does nothing else: the ceiling
-    report.py     medians, ratios, the table, the JSON
+    report.py     medians, ratios, the tables, the JSON
 """

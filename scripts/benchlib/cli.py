@@ -35,8 +35,8 @@ from benchlib.systems import (
     remove_base,
     warn,
 )
+from benchlib.work import FULL, QUICK, WORKLOADS, Scale
 from benchlib.worker import can_drop_caches
-from benchlib.workloads import FULL, QUICK, WORKLOADS, Scale
 
 
 def main(argv: Sequence[str]) -> int:
@@ -94,7 +94,8 @@ class Session:
         """Print the table; write the JSON."""
         if not self.results.systems:
             return
-        print(report.table(self.results), end="\n\n")
+        print(report.speed_table(self.results), end="\n\n")
+        print(report.cost_table(self.results), end="\n\n")
         print(report.opcode_table(self.results), end="")
         print(report.legend(self.results, self._environment, self._notes))
         for line in self.results.failures():
