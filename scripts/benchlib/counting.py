@@ -140,8 +140,8 @@ class StatusCounter:
     def start(self) -> None:
         self._before = parse_status(self._read())
 
-    def stop(self) -> dict[str, int] | None:
-        return dict(parse_status(self._read()) - self._before - self._own_cost)
+    def stop(self) -> Counter[str]:
+        return parse_status(self._read()) - self._before - self._own_cost
 
     def close(self) -> None:
         pass

@@ -17,7 +17,6 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from subprocess import CalledProcessError
 from typing import Any
 
 from benchlib.work import WORKLOADS, Place, Scale, VerificationFailed, Workload
@@ -44,7 +43,7 @@ def serve() -> None:
         try:
             _measure(workload)
             remove_everything(place.directory)
-        except (OSError, CalledProcessError, VerificationFailed) as error:
+        except (OSError, VerificationFailed) as error:
             _send(event="failed", error=f"{type(error).__name__}: {error}")
         else:
             _send(event="verified")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -115,6 +116,19 @@ class Workload(abc.ABC):
 def remove_everything(directory: Path) -> None:
     """Delete a workload's directory, whatever state the workload left it in."""
     shutil.rmtree(directory)
+
+
+def run_program(*command: str | Path) -> bytes:
+    """Run a program; return what it printed.
+
+    Raises:
+        VerificationFailed: It failed.
+    """
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").splitlines() or ["nothing"]
+        raise VerificationFailed(f"{command[0]} ended with {done.returncode}, saying {said[0]}")
+    return done.stdout
 
 
 def write_file(path: str, payload: bytes, flags: int) -> None:

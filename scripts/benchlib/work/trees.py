@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 from pathlib import Path
 
 from benchlib import content
-from benchlib.work.base import VerificationFailed, Workload, expect_names
+from benchlib.work.base import VerificationFailed, Workload, expect_names, run_program
 
 _GIT = ("git", "-c", "user.name=bench", "-c", "user.email=bench@localhost", "-c", "gc.auto=0")
 _RARE = "part_7.rst"
@@ -31,7 +30,7 @@ class Tree(Workload):
         self.archive.read_bytes()  # So that no turn pays for reading it from the disk.
 
     def _extract(self, directory: Path) -> None:
-        subprocess.run(["tar", "-xpf", self.archive, "-C", directory], check=True)
+        run_program("tar", "-xpf", self.archive, "-C", directory)
 
     def _share(self) -> Path:
         """Return the tree that several rows read."""
@@ -86,7 +85,7 @@ class CopyTree(Untar):
         self.source = self._share()
 
     def run(self) -> None:
-        subprocess.run(["cp", "-r", self.source, self.directory], check=True)
+        run_program("cp", "-r", self.source, self.directory)
 
     def verify(self) -> None:
         self._verify_tree(self.directory)
@@ -101,8 +100,7 @@ class FindTree(Tree):
         self.run()
 
     def run(self) -> None:
-        command = ["find", str(self.source), "-type", "f", "-size", "-1000k"]
-        self.output = subprocess.run(command, check=True, capture_output=True).stdout
+        self.output = run_program("find", self.source, "-type", "f", "-size", "-1000k")
 
     def verify(self) -> None:
         if self.output.count(b"\n") != self.scale.tree_files:
@@ -125,8 +123,7 @@ class GrepTree(Tree):
 
     def run(self) -> None:
         # Each file of the tree begins with its own path.
-        command = ["grep", "-r", "-l", "-F", _RARE, str(self.source)]
-        self.output = subprocess.run(command, check=True, capture_output=True).stdout
+        self.output = run_program("grep", "-r", "-l", "-F", _RARE, self.source)
 
     def verify(self) -> None:
         if not self.output.strip().endswith(_RARE.encode()) or self.output.count(b"\n") != 1:
@@ -184,12 +181,11 @@ class RemoveTree(Tree):
         self._extract(self.directory)
 
     def run(self) -> None:
-        subprocess.run(["rm", "-rf", self.directory / "source"], check=True)
+        run_program("rm", "-rf", self.directory / "source")
 
     def verify(self) -> None:
         expect_names(self.directory, set())
 
 
 def _git(repository: Path, *arguments: str) -> bytes:
-    command = [*_GIT, "-C", str(repository), *arguments]
-    return subprocess.run(command, check=True, capture_output=True).stdout
+    return run_program(*_GIT, "-C", repository, *arguments)
