@@ -13,5 +13,7 @@
     memfs.py      an in-memory filesystem that does nothing else: the ceiling
     counts.py     requests and statements of an operation, compared with counts.json
     traced.py     a daemon that counts its statements
+    generator.py  stores of any size
+    scale.py      what a large store costs, beside a small one
     report.py     medians, ratios, the tables, the JSON
 """

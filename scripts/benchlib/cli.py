@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchlib import counts, report
+from benchlib import counts, report, scale
 from benchlib.counting import Tracing, TracingUnavailable
 from benchlib.peers import PEERS
 from benchlib.runner import Worker, run_rounds
@@ -51,6 +51,8 @@ KNOWN_SYSTEMS = [Nexus.key, *OTHERS]
 def main(argv: Sequence[str]) -> int:
     if argv[:1] == ["counts"]:
         return counts.main(argv[1:])
+    if argv[:1] == ["scale"]:
+        return scale.main(argv[1:])
     arguments = _parse(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
@@ -209,7 +211,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="scripts/bench",
         description="Measure Nexus beside an in-memory FUSE filesystem and the plain disk, in "
         "turns, in one run. Figures, not gates: compare within one run only.",
-        epilog="scripts/bench counts: requests and SQL statements only, compared with those that "
+        epilog="scripts/bench scale: what a large store costs, beside a small one. "
+        "scripts/bench counts: requests and SQL statements only, compared with those that "
         "were written down. workloads: "
         + "; ".join(f"{name}: {w.does}" for name, w in WORKLOADS.items()),
     )

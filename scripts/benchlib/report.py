@@ -152,7 +152,7 @@ def speed_table(results: Results) -> str:
         ]
         for workload in results.workloads
     ]
-    return _align(groups, [header, *body])
+    return align(groups, [header, *body])
 
 
 def cost_table(results: Results) -> str:
@@ -176,7 +176,7 @@ def cost_table(results: Results) -> str:
         header += known
         for name, row in zip(names, body, strict=True):
             row += [number(figure(name, label)) for label in known]
-    return _align(groups, [header, *body]) if len(header) > 2 else ""
+    return align(groups, [header, *body]) if len(header) > 2 else ""
 
 
 def opcode_table(results: Results) -> str:
@@ -310,7 +310,7 @@ def _median(values: Iterable[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def _align(groups: list[tuple[str, int]], rows: list[list[str]]) -> str:
+def align(groups: list[tuple[str, int]], rows: list[list[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     starts, column = [], 0
     for title, count in groups:

@@ -166,10 +166,11 @@ class Nexus(FuseSystem):
     key = "nexus"
     about = "Nexus: SQLite and pack files in one store directory"
 
-    def __init__(self, base: Path, ctl: Path) -> None:
+    def __init__(self, base: Path, ctl: Path, *, store: Path | None = None) -> None:
+        """Args: store: One that is there already; otherwise a new one is made."""
         super().__init__(base)
         self._ctl = ctl
-        self._store = base / "nexus-store"
+        self._store = store or base / "nexus-store"
 
     def _mount(self, *, own_counts: bool) -> None:
         if not self._ctl.exists():
