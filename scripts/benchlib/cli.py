@@ -21,25 +21,38 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchlib import report
+from benchlib import counts, report, scale
 from benchlib.counting import Tracing, TracingUnavailable
+from benchlib.peers import PEERS
 from benchlib.runner import Worker, run_rounds
 from benchlib.systems import (
-    DEFAULT_SYSTEMS,
-    KNOWN_SYSTEMS,
+    Memfs,
+    MemfsFlush,
+    Nexus,
+    PlainDirectory,
     System,
     Unavailable,
     default_nexus_ctl,
     filesystem_type,
-    make_system,
     remove_base,
     warn,
 )
+from benchlib.work import FULL, QUICK, WORKLOADS, Scale
 from benchlib.worker import can_drop_caches
-from benchlib.workloads import FULL, QUICK, WORKLOADS, Scale
+
+DEFAULT_SYSTEMS = [Nexus.key, Memfs.key, PlainDirectory.key]
+WITH_PEERS = [Nexus.key, *(peer.key for peer in PEERS), Memfs.key, PlainDirectory.key]
+OTHERS: dict[str, type[System]] = {
+    system.key: system for system in (*PEERS, Memfs, MemfsFlush, PlainDirectory)
+}
+KNOWN_SYSTEMS = [Nexus.key, *OTHERS]
 
 
 def main(argv: Sequence[str]) -> int:
+    if argv[:1] == ["counts"]:
+        return counts.main(argv[1:])
+    if argv[:1] == ["scale"]:
+        return scale.main(argv[1:])
     arguments = _parse(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
@@ -94,7 +107,8 @@ class Session:
         """Print the table; write the JSON."""
         if not self.results.systems:
             return
-        print(report.table(self.results), end="\n\n")
+        print(report.speed_table(self.results), end="\n\n")
+        print(report.cost_table(self.results), end="\n\n")
         print(report.opcode_table(self.results), end="")
         print(report.legend(self.results, self._environment, self._notes))
         for line in self.results.failures():
@@ -133,7 +147,10 @@ class Session:
             self._note(f"requests as the filesystems count them themselves: {error}")
         started: list[System] = []
         for key in self._arguments.systems:
-            system = make_system(key, base, self._arguments.nexus_ctl)
+            if key == Nexus.key:
+                system: System = Nexus(base, self._arguments.nexus_ctl)
+            else:
+                system = OTHERS[key](base)
             stack.callback(system.stop)
             try:
                 system.start(tracing)
@@ -194,7 +211,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="scripts/bench",
         description="Measure Nexus beside an in-memory FUSE filesystem and the plain disk, in "
         "turns, in one run. Figures, not gates: compare within one run only.",
-        epilog="workloads: " + "; ".join(f"{name}: {w.does}" for name, w in WORKLOADS.items()),
+        epilog="scripts/bench scale: what a large store costs, beside a small one. "
+        "scripts/bench counts: requests and SQL statements only, compared with those that "
+        "were written down. workloads: "
+        + "; ".join(f"{name}: {w.does}" for name, w in WORKLOADS.items()),
     )
     parser.add_argument("--quick", action="store_true", help="small counts, one round")
     parser.add_argument(
@@ -208,9 +228,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--systems",
         type=_system_names,
-        default=list(DEFAULT_SYSTEMS),
+        default=DEFAULT_SYSTEMS,
         metavar="NAMES",
         help=f"of {', '.join(KNOWN_SYSTEMS)} (ext4: the plain directory, whatever it is on)",
+    )
+    parser.add_argument(
+        "--with-peers",
+        dest="systems",
+        action="store_const",
+        const=WITH_PEERS,
+        help="beside the peers as well, installed where they are missing",
     )
     parser.add_argument("--json", type=_writable_file, metavar="FILE", help="write all figures")
     parser.add_argument(

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -139,8 +140,8 @@ class StatusCounter:
     def start(self) -> None:
         self._before = parse_status(self._read())
 
-    def stop(self) -> dict[str, int] | None:
-        return dict(parse_status(self._read()) - self._before - self._own_cost)
+    def stop(self) -> Counter[str]:
+        return parse_status(self._read()) - self._before - self._own_cost
 
     def close(self) -> None:
         pass
@@ -188,9 +189,42 @@ def cpu_ns(pids: Iterable[int]) -> dict[int, int]:
     return times
 
 
-def cpu_between_ns(before: dict[int, int], after: dict[int, int]) -> int:
-    """Return the CPU time spent between two readings, new processes included."""
-    return sum(spent - before.get(pid, 0) for pid, spent in after.items())
+def written_bytes(pids: Iterable[int]) -> dict[int, int]:
+    """Return what each process that still lives has had written to a disk, as proc(5) counts it.
+
+    Pages are counted when they become dirty, by whoever makes them so.
+    """
+    return _from_proc(pids, "io", "write_bytes: ")
+
+
+def peak_memory_bytes(pids: Iterable[int]) -> int:
+    """Return the sum of the most that each process had in memory since it was last reset."""
+    return 1024 * sum(_from_proc(pids, "status", "VmHWM:").values())
+
+
+def reset_peak_memory(pids: Iterable[int]) -> None:
+    """Let ``peak_memory_bytes`` begin anew. Source: clear_refs in proc(5)."""
+    for pid in pids:
+        with suppress(OSError):
+            Path("/proc", str(pid), "clear_refs").write_text("5")
+
+
+def growth(before: dict[int, int], after: dict[int, int]) -> int:
+    """Return how much the processes' figures grew in all, new processes included."""
+    return sum(figure - before.get(pid, 0) for pid, figure in after.items())
+
+
+def _from_proc(pids: Iterable[int], file: str, key: str) -> dict[int, int]:
+    figures: dict[int, int] = {}
+    for pid in pids:
+        try:
+            text = Path("/proc", str(pid), file).read_text()
+        except OSError:
+            continue
+        for line in text.splitlines():
+            if line.startswith(key):
+                figures[pid] = int(line.removeprefix(key).split()[0])
+    return figures
 
 
 def wait_until_idle(pids: Iterable[int], limit_s: float) -> None:
@@ -204,7 +238,7 @@ def wait_until_idle(pids: Iterable[int], limit_s: float) -> None:
     while time.monotonic() < deadline:
         time.sleep(step_s)
         after = cpu_ns(watched)
-        if cpu_between_ns(before, after) < step_s * 1e9 * 0.02:
+        if growth(before, after) < step_s * 1e9 * 0.02:
             return
         before = after
 

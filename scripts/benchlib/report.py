@@ -21,7 +21,11 @@ class Sample:
     requests: dict[str, int] | None
     """By opcode; None for a system without requests, or where they could not be counted."""
     cpu_us: float | None
-    """Of the daemon; None for a system without one."""
+    """Of the daemon; None for a system without one, as are the next two."""
+    written: float | None = None
+    """Bytes that the daemon wrote for each byte of content; None where none was written."""
+    peak_bytes: int | None = None
+    """Most memory that the daemon had while it worked."""
 
     @property
     def rate(self) -> float:
@@ -94,6 +98,14 @@ class Results:
         samples = self.samples(workload, system).values()
         return _median(sample.cpu_us_per_operation for sample in samples)
 
+    def written(self, workload: str, system: str) -> float | None:
+        return _median(sample.written for sample in self.samples(workload, system).values())
+
+    def peak_mib(self, workload: str, system: str) -> float | None:
+        samples = self.samples(workload, system).values()
+        peak = _median(sample.peak_bytes for sample in samples)
+        return None if peak is None else peak / (1 << 20)
+
     def requests_by_opcode(self, workload: str, system: str) -> dict[str, float]:
         """Return medians per operation, most frequent first."""
         counted = [
@@ -125,26 +137,46 @@ class Results:
         return [(labels[0], other) for other in labels[1:]]
 
 
-def table(results: Results) -> str:
-    """Return the report as aligned plain text."""
+def speed_table(results: Results) -> str:
+    """Return rates and ratios as aligned plain text."""
     labels = [system.label for system in results.systems]
-    fuse = [system.label for system in results.systems if system.requests_counted_by]
     pairs = results.pairs()
-    header = ["", "", *labels, *(f"{a}/{b}" for a, b in pairs), *fuse, *fuse]
+    header = ["", "", *labels, *(f"{a}/{b}" for a, b in pairs)]
     groups = [("", 2), ("rate", len(labels)), ("times as fast", len(pairs))]
-    groups += [("requests/op", len(fuse)), ("daemon CPU µs/op", len(fuse))]
     body = [
         [
             workload.name,
             workload.unit,
             *(number(results.rate(workload.name, label)) for label in labels),
             *(ratio(results.ratio(workload.name, a, b)) for a, b in pairs),
-            *(number(results.requests(workload.name, label)) for label in fuse),
-            *(number(results.cpu_us(workload.name, label)) for label in fuse),
         ]
         for workload in results.workloads
     ]
-    return _align(groups, [header, *body])
+    return align(groups, [header, *body])
+
+
+def cost_table(results: Results) -> str:
+    """Return what the daemons needed as aligned plain text; nothing where none was measured."""
+    figures = {
+        "requests/op": results.requests,
+        "daemon CPU µs/op": results.cpu_us,
+        "bytes written per byte": results.written,
+        "peak memory MiB": results.peak_mib,
+    }
+    names = [workload.name for workload in results.workloads]
+    groups, header = [("", 2)], ["", ""]
+    body = [[workload.name, ""] for workload in results.workloads]
+    for title, figure in figures.items():
+        known = [
+            system.label
+            for system in results.systems
+            if any(figure(name, system.label) is not None for name in names)
+        ]
+        groups.append((title, len(known)))
+        header += known
+        for name, row in zip(names, body, strict=True):
+            row += [number(figure(name, label)) for label in known]
+    return align(groups, [header, *body]) if len(header) > 2 else ""
 
 
 def opcode_table(results: Results) -> str:
@@ -242,6 +274,8 @@ def _system_json(results: Results, workload: str, label: str, labels: list[str])
         "requests_per_operation": results.requests(workload, label),
         "requests_by_opcode_per_operation": results.requests_by_opcode(workload, label),
         "cpu_us_per_operation": results.cpu_us(workload, label),
+        "bytes_written_per_byte": results.written(workload, label),
+        "peak_memory_mib": results.peak_mib(workload, label),
         "rounds": [
             {
                 "round": n,
@@ -249,6 +283,8 @@ def _system_json(results: Results, workload: str, label: str, labels: list[str])
                 "operations": sample.operations,
                 "requests": sample.requests,
                 "cpu_us": sample.cpu_us,
+                "bytes_written_per_byte": sample.written,
+                "peak_memory_bytes": sample.peak_bytes,
             }
             for n, sample in sorted(results.samples(workload, label).items())
         ],
@@ -262,6 +298,10 @@ def _counting_legend(results: Results) -> list[str]:
         lines.append("the tracepoint sees every request but FORGET, which nobody waits for")
     if lines:
         lines.append("daemon CPU: user and system, until the daemon is idle again (at most 5 s)")
+        lines.append(
+            "bytes written: pages that the daemon made dirty, journals and caches included"
+        )
+        lines.append("peak memory: resident, mapped files included, all processes of the daemon")
     return lines
 
 
@@ -270,7 +310,7 @@ def _median(values: Iterable[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def _align(groups: list[tuple[str, int]], rows: list[list[str]]) -> str:
+def align(groups: list[tuple[str, int]], rows: list[list[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     starts, column = [], 0
     for title, count in groups:

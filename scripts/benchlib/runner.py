@@ -18,11 +18,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchlib.counting import cpu_between_ns, cpu_ns, wait_until_idle
+from benchlib.counting import (
+    cpu_ns,
+    growth,
+    peak_memory_bytes,
+    reset_peak_memory,
+    wait_until_idle,
+    written_bytes,
+)
 from benchlib.report import Failure, Outcome, Sample
-from benchlib.systems import SCRIPTS, System
+from benchlib.systems import SCRIPTS, Nexus, System
+from benchlib.work import WORKLOADS, Place, Scale
 from benchlib.worker import job
-from benchlib.workloads import Scale
 
 STEP_LIMIT_S = 600.0
 IDLE_LIMIT_S = 5.0
@@ -109,7 +116,14 @@ def run_rounds(
         for workload in workloads:
             turns = [*systems[number % len(systems) :], *systems[: number % len(systems)]]
             for system in turns:
-                request = job(workload, system.root / f"{workload}-{number}", scratch, scale)
+                if WORKLOADS[workload].nexus_only and system.key != Nexus.key:
+                    continue
+                place = Place(
+                    directory=system.root / f"{workload}-{number}",
+                    shared=system.root / "shared",
+                    scratch=scratch,
+                )
+                request = job(workload, place, scale)
                 record(workload, system.label, number, measure(system, worker, request))
 
 
@@ -135,18 +149,21 @@ def _measure_ready(system: System, worker: Worker, operations: int) -> Outcome:
     wait_until_idle(pids, IDLE_LIMIT_S)
     if system.counter is not None:
         system.counter.start()
-    before = cpu_ns(pids)
+    reset_peak_memory(pids)
+    before, written_before = cpu_ns(pids), written_bytes(pids)
 
     worker.send({"go": True})
     message = worker.receive()
 
     # The daemon may have work left that these operations caused: it counts.
     wait_until_idle(pids, IDLE_LIMIT_S)
-    after = cpu_ns(system.daemon_pids())
+    pids = system.daemon_pids()
+    after, written = cpu_ns(pids), written_bytes(pids)
+    peak = peak_memory_bytes(pids)
     requests = system.counter.stop() if system.counter is not None else None
     if message["event"] == "failed":
         return Failure(message["error"])
-    seconds = float(message["seconds"])
+    seconds, payload = float(message["seconds"]), int(message["payload_bytes"])
 
     worker.send({"verify": True})
     message = worker.receive()
@@ -156,5 +173,7 @@ def _measure_ready(system: System, worker: Worker, operations: int) -> Outcome:
         seconds=seconds,
         operations=operations,
         requests=requests,
-        cpu_us=cpu_between_ns(before, after) / 1000 if pids else None,
+        cpu_us=growth(before, after) / 1000 if pids else None,
+        written=growth(written_before, written) / payload if pids and payload else None,
+        peak_bytes=peak if pids else None,
     )

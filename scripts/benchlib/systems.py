@@ -147,7 +147,7 @@ class FuseSystem(System):
         return {**os.environ, MARK_VARIABLE: self._mark}
 
     def _force_down(self) -> None:
-        if _is_mounted(self.root):
+        if is_mounted(self.root):
             if os.geteuid() == 0:
                 command = ["umount", "--lazy", str(self.root)]
             else:
@@ -166,10 +166,11 @@ class Nexus(FuseSystem):
     key = "nexus"
     about = "Nexus: SQLite and pack files in one store directory"
 
-    def __init__(self, base: Path, ctl: Path) -> None:
+    def __init__(self, base: Path, ctl: Path, *, store: Path | None = None) -> None:
+        """Args: store: One that is there already; otherwise a new one is made."""
         super().__init__(base)
         self._ctl = ctl
-        self._store = base / "nexus-store"
+        self._store = store or base / "nexus-store"
 
     def _mount(self, *, own_counts: bool) -> None:
         if not self._ctl.exists():
@@ -177,7 +178,7 @@ class Nexus(FuseSystem):
         self._run_ctl(START_LIMIT_S, "mount", "--store", str(self._store), str(self.root))
 
     def _unmount(self) -> None:
-        if not _is_mounted(self.root):
+        if not is_mounted(self.root):
             return
         try:
             self._run_ctl(STOP_LIMIT_S, "umount", str(self.root))
@@ -273,20 +274,6 @@ class MemfsFlush(Memfs):
     arguments = ("--flush",)
 
 
-DEFAULT_SYSTEMS = ("nexus", "memfs", "ext4")
-KNOWN_SYSTEMS = ("nexus", "memfs", "memfs-flush", "ext4")
-
-
-def make_system(key: str, base: Path, nexus_ctl: Path) -> System:
-    """Return the system of one of ``KNOWN_SYSTEMS``."""
-    if key == Nexus.key:
-        return Nexus(base, nexus_ctl)
-    fixed: dict[str, type[System]] = {
-        system.key: system for system in (Memfs, MemfsFlush, PlainDirectory)
-    }
-    return fixed[key](base)
-
-
 def default_nexus_ctl() -> Path:
     """Return the project's own nexus-ctl, or that of the running environment."""
     own = SCRIPTS.parent / ".venv" / "bin" / "nexus-ctl"
@@ -311,7 +298,7 @@ def filesystem_type(path: Path) -> str:
 def remove_base(base: Path) -> None:
     """Delete everything, unless something is still mounted below."""
     for entry in base.iterdir():
-        if _is_mounted(entry):
+        if is_mounted(entry):
             warn(f"{entry} is still mounted; {base} was left for you to look at")
             return
     shutil.rmtree(base)
@@ -321,7 +308,7 @@ def warn(line: str) -> None:
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
-def _is_mounted(path: Path) -> bool:
+def is_mounted(path: Path) -> bool:
     # Not os.path.ismount: stat on the mount of a dead daemon fails.
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     return any(line.split(" ")[4] == str(path).replace(" ", "\\040") for line in mounts)

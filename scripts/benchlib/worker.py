@@ -3,8 +3,8 @@
 A daemon that hangs takes its client with it, in a system call that no signal ends. So the
 client is not the process that has to clean up.
 
-One JSON object a line. In: ``{"workload", "directory", "scratch", "scale"}``. Out: ``ready``
-with the number of operations; in: ``go``; out: ``done`` with the seconds; in: ``verify``; out:
+One JSON object a line. In: ``{"workload", "place", "scale"}``. Out: ``ready`` with the number of
+operations; in: ``go``; out: ``done`` with the seconds; in: ``verify``; out:
 ``verified``. At any step ``failed`` with the error instead, and then the next job.
 """
 
@@ -17,22 +17,18 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from subprocess import CalledProcessError
 from typing import Any
 
-from benchlib.workloads import WORKLOADS, Scale, VerificationFailed, Workload, remove_everything
+from benchlib.work import WORKLOADS, Place, Scale, VerificationFailed, Workload
+from benchlib.work.base import remove_everything
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
-def job(workload: str, directory: Path, scratch: Path, scale: Scale) -> dict[str, Any]:
+def job(workload: str, place: Place, scale: Scale) -> dict[str, Any]:
     """Return the line that asks for one measurement."""
-    return {
-        "workload": workload,
-        "directory": str(directory),
-        "scratch": str(scratch),
-        "scale": asdict(scale),
-    }
+    where = {name: str(path) for name, path in asdict(place).items()}
+    return {"workload": workload, "place": where, "scale": asdict(scale)}
 
 
 def can_drop_caches() -> bool:
@@ -42,14 +38,12 @@ def can_drop_caches() -> bool:
 def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
-        directory = Path(request["directory"])
-        workload = WORKLOADS[request["workload"]](
-            directory, Path(request["scratch"]), Scale(**request["scale"])
-        )
+        place = Place(**{name: Path(path) for name, path in request["place"].items()})
+        workload = WORKLOADS[request["workload"]](place, Scale(**request["scale"]))
         try:
             _measure(workload)
-            remove_everything(directory)
-        except (OSError, CalledProcessError, VerificationFailed) as error:
+            remove_everything(place.directory)
+        except (OSError, VerificationFailed) as error:
             _send(event="failed", error=f"{type(error).__name__}: {error}")
         else:
             _send(event="verified")
@@ -71,7 +65,7 @@ def _measure(workload: Workload) -> None:
     workload.run()
     seconds = time.perf_counter() - started
     gc.enable()
-    _send(event="done", seconds=seconds)
+    _send(event="done", seconds=seconds, payload_bytes=workload.payload_bytes)
     sys.stdin.readline()
     workload.verify()
 

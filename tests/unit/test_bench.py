@@ -67,11 +67,14 @@ def test_requests_and_cpu_are_per_operation(results: Results) -> None:
 def test_table_aligns_and_marks_what_is_unknown(results: Results) -> None:
     results.add("create", "nexus", 0, sample(2000, requests=600, cpu_us=25_000))
     results.add("create", "ext4", 0, sample(10_000))
-    lines = report.table(results).splitlines()
-    assert lines[-1].split() == ["create", "ops/s", "2,000", "10,000", "0.200x", "6.00", "250"]
-    assert len({len(line) for line in lines}) == 1
+    speed = report.speed_table(results).splitlines()
+    assert speed[-1].split() == ["create", "ops/s", "2,000", "10,000", "0.200x"]
+    assert len({len(line) for line in speed}) == 1
+    costs = report.cost_table(results).splitlines()
+    assert costs[-1].split() == ["create", "6.00", "250"]
     empty = Results(results.systems, results.workloads)
-    assert report.table(empty).splitlines()[-1].split() == ["create", "ops/s", *"-----"]
+    assert report.speed_table(empty).splitlines()[-1].split() == ["create", "ops/s", *"---"]
+    assert report.cost_table(empty) == ""
 
 
 def test_json_holds_every_round(results: Results) -> None:
@@ -128,7 +131,7 @@ def test_own_counts_leave_out_what_reading_them_costs() -> None:
 
 
 def test_cpu_of_a_process_started_meanwhile_counts_whole() -> None:
-    assert counting.cpu_between_ns({1: 100, 2: 50}, {1: 130, 3: 7}) == 37
+    assert counting.growth({1: 100, 2: 50}, {1: 130, 3: 7}) == 37
 
 
 def test_content_is_the_same_each_time() -> None:
