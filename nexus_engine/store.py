@@ -49,6 +49,7 @@ BUSY_LIMIT_S = 30.0
 """A writer waits this long for another process's transaction."""
 WAITING_MAX = 256
 """So many operations share a COMMIT at the most: it keeps others waiting."""
+_CACHE_MIB = 32
 _MIB = 1024 * 1024
 _UNFINISHED = DATABASE_NAME + ".new"
 _BEFORE_CREATION = {CONFIG_NAME, "daemon.log", "packs", "peers"}
@@ -105,7 +106,7 @@ class Store:
             raise errors.StoreInaccessible(f"{path / DATABASE_NAME} is not a regular file")
         config = load_config(path)
         Reserve(path, config.reserve_mib * _MIB).spend_if_full()
-        connection = Connection(str(path / DATABASE_NAME))
+        connection = Connection(str(path / DATABASE_NAME), cache_mib=_CACHE_MIB)
         clock = clock or SystemClock()
         try:
             _require_no_older_user(path / "peers", connection)

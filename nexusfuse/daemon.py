@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
@@ -33,6 +34,8 @@ RESTARTING = signal.SIGUSR2
 """End in order, and leave the mount to the daemon that the supervisor then starts. One that is too
 old to know it dies of it, and is replaced as well."""
 RESTART_DELAY_S = 1.0
+ARENAS = 2
+M_ARENA_MAX = -8  # mallopt(3)
 WRITE_BACK_LIMIT_S = 30.0
 POLL_INTERVAL_S = 1.0
 """A peer's wake-up can get lost; this finds what it announced."""
@@ -71,6 +74,7 @@ async def serve(
         ConnectionAbortedError: Somebody had the kernel cut the connection.
     """
     logs.configure(debug=options.debug, log_file=options.log_file)
+    _share_arenas()
     # What a dead daemon left may take long, and may be interrupted: then it is done another time.
     engine = Engine.start(store, noatime=options.noatime or options.read_only)
     engine.store.reserve.fill()
@@ -167,6 +171,13 @@ async def _serve(
             mounted.close(unmount=unmounts)
     finally:
         operations.close()
+
+
+def _share_arenas() -> None:
+    """Have threads share what malloc(3) keeps: each would keep some megabytes of its own."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, ARENAS)
 
 
 def _require_intended(mounted: Mounted, watchers: Watchers) -> None:

@@ -73,12 +73,15 @@ def translate(error: Exception) -> Exception:
 class Connection:
     """Thin wrapper: statements in, rows out, engine errors raised."""
 
-    def __init__(self, path: str, *, create: bool = False, alone: bool = False) -> None:
+    def __init__(
+        self, path: str, *, create: bool = False, alone: bool = False, cache_mib: int = 4
+    ) -> None:
         """Open a database.
 
         Args:
             alone: Nobody else looks at the file, and it is thrown away should this process die: no
                 write-ahead log, no shared memory, so that any file system will do; no syncs.
+            cache_mib: Pages kept, besides those of the database that are mapped.
         """
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
         self.path = path
@@ -100,7 +103,7 @@ class Connection:
             # Plans that depend on bound values are made again at each execution (STAT4): as dear as
             # the query itself.
             self._db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
-            for pragma in (*pragmas, "cache_size = -32768", "foreign_keys = OFF"):
+            for pragma in (*pragmas, f"cache_size = {-1024 * cache_mib}", "foreign_keys = OFF"):
                 self._db.execute(f"PRAGMA {pragma}")
         except apsw.Error as error:
             self.close()
