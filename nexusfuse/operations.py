@@ -128,8 +128,10 @@ class Operations(pyfuse3.Operations):
             table = self._directories if request.endswith("dir") else self._files
             numbers.append(table.number(arguments["fh"]))
         inos = [inode_part(number) for number in numbers if number is not None]
+        # Nobody but .nexus reads the log.
+        log = any(number is not None and number & VIRTUAL for number in numbers)
         try:
-            return await self._engine.in_reader(partial(find_garbage, inos=inos))
+            return await self._engine.in_reader(partial(find_garbage, inos=inos, log=log))
         except errors.EngineError:
             return None  # the traceback tells more
 

@@ -146,6 +146,13 @@ def garbage(connection: Connection, ino: int | None) -> Iterator[tuple[str, int]
                 yield from connection.iterate(f"{rows} AND {key} IN ({inside})", (ino,))
 
 
+def log_garbage(connection: Connection) -> Iterator[tuple[str, int]]:
+    """Yield (table, key) of records and actors that hold what none of ours can hold."""
+    for table, key in (("oplog", "seq"), ("actor", "id")):
+        wrong = _mistyped(connection, table)
+        yield from connection.iterate(f"SELECT '{table}', {key} FROM {table} WHERE {wrong}")
+
+
 def _mistyped(connection: Connection, table: str) -> str:
     """Return the condition that a column holds another type than it has."""
     conditions = []

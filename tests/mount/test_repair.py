@@ -95,6 +95,27 @@ def test_a_row_of_garbage_is_eio_and_a_line_that_says_what_mends_it(mount: Mount
     assert "one\n" in [path.read_text() for path in mended]
 
 
+def test_a_record_of_garbage_is_an_error_that_names_it(mount: Mount) -> None:
+    mount.sh("mkdir d e f")
+    damage(mount, "CREATE TABLE before AS SELECT seq, path FROM oplog")
+    damage_type(mount, "oplog", "UPDATE oplog SET path = 5 WHERE seq = 3")
+    mount.expected_log = ["op-3: a row of table oplog holds garbage"]
+    with refused(errno.EIO):
+        (mount.path / ".nexus/log").read_text()
+    done = subprocess.run(
+        [*CTL, "log"], cwd=mount.path, capture_output=True, text=True, timeout=TIMEOUT_S,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 4, done
+    assert "op-3: a row of table oplog holds garbage" in done.stderr
+    assert "Traceback" not in mount.log.read_text()
+    damage(
+        mount,
+        "UPDATE oplog SET path = b.path FROM before b WHERE b.seq = oplog.seq",
+        "DROP TABLE before",
+    )
+
+
 @pytest.mark.parametrize("details", ["'no json'", "CAST(x'ff7b' AS TEXT)", "'[1]'", "''"])
 def test_a_record_that_is_no_json_ends_no_listing(mount: Mount, details: str) -> None:
     """It is shown as far as it can be read; fsck and verify-log say that it was changed."""

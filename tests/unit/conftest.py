@@ -7,6 +7,7 @@ from pathlib import Path as FilePath
 
 import pytest
 
+from tests.unit import breaking
 from tests.unit.undoing import fill
 from tests.unit.worlds import World
 
@@ -18,3 +19,13 @@ async def world(tmp_path: FilePath) -> AsyncIterator[World]:
     yield world
     assert world.problems(deep=True) == []
     await world.close()
+
+
+@pytest.fixture
+async def breakable(tmp_path: FilePath) -> AsyncIterator[World]:
+    """Yield a store with some of everything, in whatever state a test leaves it."""
+    world = World(tmp_path / "store")
+    await breaking.fill(world)
+    yield world
+    world.store.chunks.close()
+    world.database.close()

@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path as FilePath
 
 import pytest
 
 from nexus_engine.check import problems
 from nexus_engine.check.fsck import check
-from nexus_engine.history import snapshots
 from nexus_engine.history.restore import restore
 from nexus_engine.types import Path
 from tests.unit.worlds import ALICE, BOB, World
 
 
 @pytest.fixture
-async def world(tmp_path: FilePath) -> AsyncIterator[World]:
-    world = World(tmp_path / "store")
-    await fill(world)
-    yield world
-    world.store.chunks.close()
-    world.database.close()
-
-
-async def fill(world: World) -> None:
-    """Put some of everything into a store, present and past."""
-    await world.mkdir("dir")  # 2
-    await world.mkdir("dir/sub")  # 3
-    await world.write("dir/file", b"one " * 1000)  # 4
-    await world.write("dir/file", b"two " * 1000)
-    await world.link("dir/file", "link")
-    await world.symlink("sym", b"dir/file")  # 5
-    await world.setxattr("dir/file", b"user.a", b"1")
-    await world.setxattr("dir/file", b"user.a", b"2")
-    await world.write("gone", b"gone")  # 6
-    await world.unlink("gone")
-    await world.rename("link", "dir/link")
-    snapshots.create(world.store, "kept", ALICE)
-    await world.mkdir("empty")  # 7
-    await world.rename("empty", "dir/sub/empty")
+def world(breakable: World) -> World:
+    return breakable
 
 
 def codes(world: World, *, deep: bool = False) -> set[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from pathlib import Path as FilePath
 
 import pytest
 
@@ -13,7 +11,7 @@ from nexus_engine.commands import ignore_progress
 from nexus_engine.oplog.verify import verify_log
 from nexus_engine.repair.repair import repair
 from nexus_engine.types import Actor
-from tests.unit.test_fsck import BROKEN, fill, pack_file
+from tests.unit.test_fsck import BROKEN, pack_file
 from tests.unit.worlds import World
 
 ROOT = Actor(0, 0, 99, 1, "nexus-ctl")
@@ -23,12 +21,8 @@ LEFT = {"log-chain", "log-gap", "content-lost", "content-lost-past", "content-ch
 
 
 @pytest.fixture
-async def world(tmp_path: FilePath) -> AsyncIterator[World]:
-    world = World(tmp_path / "store")
-    await fill(world)
-    yield world
-    world.store.chunks.close()
-    world.database.close()
+def world(breakable: World) -> World:
+    return breakable
 
 
 def mend(world: World, *, deep: bool = False) -> list[str]:
