@@ -47,10 +47,9 @@ class FarDisk:
         os.kill(self.pid, signal.SIGCONT)
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[FarDisk]:
-    (tmp_path / "disk").mkdir()
-    far = FarDisk(Mount(tmp_path / "disk", "--hang-limit", "0"))
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarDisk]:
+    far = FarDisk(Mount(tmp_path_factory.mktemp("disk"), "--hang-limit", "0"))
     try:
         yield far
     finally:
@@ -63,9 +62,10 @@ def disk(tmp_path: Path) -> Iterator[FarDisk]:
 @pytest.fixture
 def mount(tmp_path: Path, disk: FarDisk) -> Iterator[Mount]:
     """Yield a mount whose packs lie on the disk; metadata and log are on another."""
-    (disk.path / "packs").mkdir()
+    packs = disk.path / f"packs-{tmp_path.name}"
+    packs.mkdir()
     (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "packs").symlink_to(disk.path / "packs")
+    (tmp_path / "store" / "packs").symlink_to(packs)
     (tmp_path / "store" / "store.yaml").write_text(SETTINGS)
     mounted = Mount(tmp_path)
     mounted.expected_log = [SILENT, AGAIN]
@@ -144,6 +144,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_many_who_wait_keep_nobody_from_what_is_healthy(mount: Mount, disk: FarDisk) -> None:
     """The threads that wait for the disk are not those that others use."""
     names = [f"file-{number}" for number in range(60)]
@@ -197,6 +198,7 @@ def test_who_would_wait_for_the_disk_is_told(mount: Mount, disk: FarDisk, comman
     mount.mount()
 
 
+@pytest.mark.slow
 def test_programs_that_wait_for_a_loop_that_hangs_get_errors(tmp_path: Path, disk: FarDisk) -> None:
     """With all of the store on the disk, SQLite hangs: the supervisor cuts the connection."""
     (disk.path / "store").mkdir(mode=0o700)

@@ -57,7 +57,7 @@ class Writers:
 
     def wait_for_more(self) -> None:
         before = len(self.promised())
-        wait_until(lambda: len(self.promised()) > before + 100, "more promises")
+        wait_until(lambda: len(self.promised()) > before + 30, "more promises")
 
     def stop(self) -> None:
         self._stop.touch()
