@@ -257,8 +257,11 @@ class Engine:
 
     async def list_children(self, parent: Ino, after: int, limit: int) -> list[Listed]:
         """Return up to ``limit`` entries after a cookie (0: from the start)."""
-        listed = self.reader.list_children(parent, after, limit)
-        return [entry._replace(inode=self.content.over(entry.inode)) for entry in listed]
+        over = self.content.over
+        return [
+            entry if (now := over(entry.inode)) is entry.inode else entry._replace(inode=now)
+            for entry in self.reader.list_children(parent, after, limit)
+        ]
 
     async def parent_of(self, ino: Ino) -> Ino:
         return self.reader.parent_of(ino)

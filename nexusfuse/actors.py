@@ -105,7 +105,7 @@ def _read_stat(fd: int) -> _Stat | None:
     except OSError:
         return None  # ESRCH: the process is gone
     head, _, tail = line.rpartition(b")")
-    fields = tail.split()
+    fields = tail.split(maxsplit=26)
     if len(fields) < 26:
         return None
     command = head.partition(b"(")[2]
