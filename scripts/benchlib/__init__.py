@@ -11,6 +11,7 @@
     work/         the work: prepare, run, verify
     content.py    deterministic bytes to write
     memfs.py      an in-memory filesystem that does nothing else: the ceiling
+    chart.py      the ratios as a picture
     counts.py     requests and statements of an operation, compared with counts.json
     traced.py     a daemon that counts its statements
     generator.py  stores of any size

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchlib import counts, report, scale
+from benchlib import chart, counts, report, scale
 from benchlib.counting import Tracing, TracingUnavailable
 from benchlib.peers import PEERS
 from benchlib.runner import Worker, run_rounds
@@ -104,7 +104,7 @@ class Session:
         return False
 
     def publish(self) -> None:
-        """Print the table; write the JSON."""
+        """Print the tables; write the JSON and the chart."""
         if not self.results.systems:
             return
         print(report.speed_table(self.results), end="\n\n")
@@ -117,6 +117,8 @@ class Session:
         if self._arguments.json:
             document = report.as_json(self.results, self._environment, self._notes)
             self._arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+        if self._arguments.chart:
+            self._arguments.chart.write_text(chart.svg(self.results))
 
     def _usable_workloads(self) -> list[str]:
         usable: list[str] = self._arguments.only
@@ -240,6 +242,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="beside the peers as well, installed where they are missing",
     )
     parser.add_argument("--json", type=_writable_file, metavar="FILE", help="write all figures")
+    parser.add_argument(
+        "--chart", type=_writable_file, metavar="FILE", help="draw the ratios, as SVG"
+    )
     parser.add_argument(
         "--directory",
         type=_directory,

@@ -68,6 +68,8 @@ class Grown:
         wide = self.store.reader.find_child(ROOT_INO, Name(b"wide"))
         assert wide is not None
         self._wide = wide.ino
+        agents = "SELECT DISTINCT agent FROM actor WHERE agent LIKE 'agent-%'"
+        self._agents = [agent for (agent,) in self.store.database.connection.all(agents)]
 
     def close(self) -> None:
         self.store.close()
@@ -148,7 +150,7 @@ class Grown:
         return 20
 
     def log_of_agent(self, entries: list[Entry]) -> int:
-        self._execute("log", agent=f"agent-{self._rng.randrange(10)}")
+        self._execute("log", agent=self._rng.choice(self._agents))
         return 1
 
     def log_of_process(self, entries: list[Entry]) -> int:
@@ -161,7 +163,7 @@ class Grown:
         return 20
 
     def undo_of_agent(self, entries: list[Entry]) -> int:
-        self._execute("undo", agent=f"agent-{self._rng.randrange(10)}", last=1, dry_run=True)
+        self._execute("undo", agent=self._rng.choice(self._agents), last=1, dry_run=True)
         return 1
 
     def plan(self, sql: str) -> list[str]:

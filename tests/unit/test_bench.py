@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from benchlib import content, counting, report
+from benchlib import chart, content, counting, report
 from benchlib.report import Failure, Results, Sample, SystemInfo, WorkloadInfo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +76,14 @@ def test_table_aligns_and_marks_what_is_unknown(results: Results) -> None:
     empty = Results(results.systems, results.workloads)
     assert report.speed_table(empty).splitlines()[-1].split() == ["create", "ops/s", *"---"]
     assert report.cost_table(empty) == ""
+
+
+def test_chart_has_a_dot_for_each_ratio(results: Results) -> None:
+    results.add("create", "nexus", 0, sample(50))
+    results.add("create", "ext4", 0, sample(100))
+    picture = ElementTree.fromstring(chart.svg(results))
+    titles = [title.text for title in picture.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles == ["ext4", "create: 0.500x ext4"]
 
 
 def test_json_holds_every_round(results: Results) -> None:
