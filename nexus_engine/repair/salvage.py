@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -29,11 +30,13 @@ def salvage(store: Path) -> Salvaged:
     Raises:
         StoreBusy: Somebody has the store open.
         CorruptMetadata: Nothing can be made of it; the store is as it was.
+        NoSpace, StoreInaccessible, ObjectStoreFailed: The same, and it can be tried again.
     """
     require_alone(store / "peers")
     damaged, new = store / DATABASE_NAME, store / f"{DATABASE_NAME}.salvaged"
-    rows = salvage_rows(damaged, new)
-    kept = store / f"{DATABASE_NAME}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    with explained(f"salvage {damaged}"):
+        rows = salvage_rows(damaged, new)
+    kept = _unused(f"{damaged}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
     with explained(f"replace {damaged}"):
         new.chmod(0o600)
         sync_file(new)
@@ -41,7 +44,15 @@ def salvage(store: Path) -> Salvaged:
             log = damaged.with_name(damaged.name + suffix)
             if log.exists():
                 log.rename(kept.with_name(kept.name + suffix))
-        damaged.rename(kept)
-        new.rename(damaged)
+        kept.hardlink_to(damaged)
+        new.rename(damaged)  # at no time is there no database
         sync_directory(store)
     return Salvaged(kept, sum(rows.values()))
+
+
+def _unused(name: str) -> Path:
+    """Return a path of this name, or with a number where that is taken."""
+    paths = map(
+        Path, itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    )
+    return next(path for path in paths if not path.exists())

@@ -26,6 +26,7 @@ from nexus_engine.history import snapshots
 from nexus_engine.meta import quotas
 from nexus_engine.oplog.verify import verify_log
 from nexus_engine.recovery import recover
+from nexus_engine.repair.salvage import salvage
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Inode
 from nexusfuse.errno_map import ERRNO
@@ -276,6 +277,30 @@ async def test_a_store_that_could_not_be_opened_is_held_by_nobody(
         if not hit:
             break
     assert nth > 10
+
+
+# apsw tells of an error in xRead twice.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_salvage_whose_io_fails_leaves_a_database_to_salvage(
+    furnished: Path, tmp_path: Path, io: FailingIO
+) -> None:
+    """Whichever I/O fails while one database takes the place of the other; a few before that."""
+    path = tmp_path / "store"
+    shutil.copytree(furnished, path)
+    io.arm(FAULTS[0], 10**9)
+    rows, count = salvage(path).rows, io.seen
+    assert rows > 100
+    failures = 0
+    for nth in (*range(1, count - 10, 12), *range(count - 10, count + 1)):
+        io.arm(FAULTS[0], nth)
+        try:
+            salvage(path)
+        except errors.EngineError:
+            failures += 1
+        assert io.hits
+        io.heal()
+        assert salvage(path).rows == rows, nth
+    assert failures > 10
 
 
 async def test_a_pack_is_begun_though_the_disk_was_full_for_a_moment(

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,11 @@ from nexus_engine import services
 from nexus_engine.check.fsck import check
 from nexus_engine.engine import Engine
 from nexus_engine.meta import gc_queries
+from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.reader import Reader
 from nexus_engine.retention import gc
 from nexus_engine.store import Store
-from nexus_engine.types import ROOT_INO, Actor, Name
+from nexus_engine.types import ROOT_INO, Actor, Digest, Name
 
 ACTOR = Actor(uid=0, gid=0, pid=os.getpid(), command="test", agent="alice")
 
@@ -133,8 +136,23 @@ def test_a_store_whose_making_was_killed_is_made_anew(tmp_path: Path, last: str)
     store.close()
 
 
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
+    """Return how long each file was when it was synced last."""
+    lengths: dict[Path, int] = {}
+
+    def sync(real: Callable[[int], None], fd: int) -> None:
+        length = os.fstat(fd).st_size
+        real(fd)
+        lengths[Path(f"/proc/self/fd/{fd}").readlink()] = length
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, partial(sync, getattr(os, name)))
+    return lengths
+
+
 async def test_what_was_fsynced_outlives_gc_and_its_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synced: dict[Path, int]
 ) -> None:
     """The file is open: gc empties the pack that its bytes were synced into."""
     monkeypatch.setattr(services, "UPKEEP_INTERVAL_S", 0.02)
@@ -145,6 +163,17 @@ async def test_what_was_fsynced_outlives_gc_and_its_process(
     await engine.write(handle, 0, b"kept")
     await engine.fsync(handle)
     (first,) = (store / "packs").iterdir()
+    dropped = []
+    drop = gc_queries.drop_chunks
+
+    def drop_what_is_elsewhere(
+        connection: Connection, number: int, digests: Iterable[Digest]
+    ) -> None:
+        """No row names a chunk of an open file but the one that gc drops."""
+        dropped.append([synced[pack] - pack.stat().st_size for pack in first.parent.iterdir()])
+        drop(connection, number, digests)
+
+    monkeypatch.setattr(gc_queries, "drop_chunks", drop_what_is_elsewhere)
 
     def collect(peer: Store) -> None:
         connection = peer.database.connection
@@ -157,6 +186,7 @@ async def test_what_was_fsynced_outlives_gc_and_its_process(
         await engine.in_peer(collect)
         nursery.cancel_scope.cancel()
     assert not first.exists()
+    assert dropped == [[0, 0]]
     engine.store.abandon()
     engine = Engine.start(store)
     assert await content(engine, b"file") == b"kept"

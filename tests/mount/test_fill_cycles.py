@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -24,18 +25,29 @@ MANY = [pytest.mark.slow, pytest.mark.timeout(3600)]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
 
 
+class Disk(NamedTuple):
+    path: Path
+    room_bytes: int
+    """When nothing was on it: ext4 has some of it for itself."""
+
+
+def free_bytes(path: Path) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
 @pytest.fixture
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     with small_disk(tmp_path, request.param, DISK_BYTES) as path:
-        yield path
+        yield Disk(path, free_bytes(path))
 
 
 @pytest.fixture
-def mount(tmp_path: Path, disk: Path) -> Iterator[Mount]:
+def mount(tmp_path: Path, disk: Disk) -> Iterator[Mount]:
     """Yield a mount whose store is on the small disk, and keeps next to nothing."""
-    (disk / "store").mkdir()
-    (tmp_path / "store").symlink_to(disk / "store")
-    (disk / "store/store.yaml").write_text(POLICY)
+    (disk.path / "store").mkdir()
+    (tmp_path / "store").symlink_to(disk.path / "store")
+    (disk.path / "store/store.yaml").write_text(POLICY)
     with serving(tmp_path) as mounted:
         yield mounted
 
@@ -56,9 +68,16 @@ def fill(directory: Path) -> int:
     raise AssertionError("the disk was never full")
 
 
+def prepare(mount: Mount) -> None:
+    mount.sh("touch old1 old2")
+
+
 def wait_until_old(mount: Mount) -> None:
-    """Wait until what was done is older than everything that the policy keeps."""
-    mount.sh("sleep 1.2; touch later; sleep 1.2; touch later")
+    """Wait until what was done is older than everything that the policy keeps.
+
+    By removing what `prepare` made: on a full disk nothing else is possible.
+    """
+    mount.sh("sleep 1.2; rm old1; sleep 1.2; rm old2")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +85,7 @@ def wait_until_old(mount: Mount) -> None:
     [("tmpfs", 2), pytest.param("tmpfs", 24, marks=MANY), pytest.param("ext4", 24, marks=MANY)],
     indirect=["disk"],
 )
-def test_space_comes_back_round_after_round(mount: Mount, disk: Path, rounds: int) -> None:
+def test_space_comes_back_round_after_round(mount: Mount, disk: Disk, rounds: int) -> None:
     """Fill the store, delete, undo, delete again, prune, gc."""
     mount.expected_log += ["No space left", "no space left", "not all that was written"]
     mount.expected_log += ["the disk is full", "there is room again"]
@@ -74,6 +93,7 @@ def test_space_comes_back_round_after_round(mount: Mount, disk: Path, rounds: in
     live = b""
     freed = 0
     for number in range(rounds):
+        prepare(mount)
         trash = mount.path / "trash"
         trash.mkdir()
         assert fill(trash) > 20
@@ -106,11 +126,11 @@ def test_space_comes_back_round_after_round(mount: Mount, disk: Path, rounds: in
         assert (mount.path / "kept").read_bytes() == live
     assert freed > rounds * DISK_BYTES * 0.7
 
+    prepare(mount)
     wait_until_old(mount)
     mount.ctl("prune")
     wanted = len(live) + sum(map(len, pinned.values()))
 
-    space = os.statvfs(disk)
     reserve = sum(path.stat().st_blocks * 512 for path in mount.store.glob("reserve*"))
-    used = (space.f_blocks - space.f_bavail) * space.f_frsize - reserve
+    used = disk.room_bytes - free_bytes(disk.path) - reserve
     assert used < wanted * 1.1, f"{rounds} rounds: {used} bytes used, {wanted} live or kept"
