@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from nexus_engine.oplog.verify import verify_log
 from nexus_engine.recovery import recover
 from nexus_engine.repair.salvage import salvage
 from nexus_engine.store import Store
-from nexus_engine.types import ROOT_INO, Inode
+from nexus_engine.types import ROOT_INO, Inode, Name
 from nexusfuse.errno_map import ERRNO
 from tests.crash.failing_io import FAULTS, FailingIO, Fault, failing_io
 from tests.crash.mutations import MUTATIONS, Mutation, Scene, furnish
@@ -93,11 +94,25 @@ class Expected:
 class Laboratory:
     """Repeats a mutation on copies of the furnished store."""
 
-    def __init__(self, furnished: Path, directory: Path, io: FailingIO, mutation: Mutation) -> None:
+    def __init__(
+        self,
+        furnished: Path,
+        directory: Path,
+        io: FailingIO,
+        mutation: Mutation,
+        *,
+        waits: bool = False,
+    ) -> None:
+        """Prepare for it.
+
+        Args:
+            waits: Operations share a COMMIT, as in a daemon that has the store to itself.
+        """
         self._furnished = furnished
         self._directory = directory
         self._io = io
         self._mutation = mutation
+        self._waits = waits and mutation.mounted
         self._runs = 0
 
     async def _set(self) -> Scene:
@@ -109,6 +124,9 @@ class Laboratory:
             await self._mutation.prepare(scene)
         if not self._mutation.mounted:
             await scene.leave()
+        if self._waits:
+            scene.store.let_wait(lambda: None)
+            await scene.engine.make(ROOT_INO, Name(b"waits"), 0o100644, scene.actor)
         return scene
 
     async def _act(self, scene: Scene) -> type[errors.EngineError] | None:
@@ -118,6 +136,8 @@ class Laboratory:
         except errors.EngineError as error:
             self._message = str(error)
             return type(error)
+        with suppress(errors.EngineError):  # what was done is in the journal
+            scene.store.settle()
         return None
 
     async def expect(self) -> Expected:
@@ -142,6 +162,7 @@ class Laboratory:
         scene = await self._set()
         self._io.arm(fault, 10**9)
         await self._mutation.act(scene)
+        scene.store.settle()
         seen = self._io.seen
         self._io.heal()
         if not self._mutation.mounted:
@@ -163,6 +184,8 @@ class Laboratory:
         failure = await self._act(scene)
         hit = bool(self._io.hits)
         self._io.heal()
+        if not dies:
+            scene.store.settle()  # as a daemon does soon
         if failure is not None:
             assert ERRNO[failure] == fault.error, self._message
         if not mutation.mounted:
@@ -332,14 +355,15 @@ async def test_a_pack_is_begun_though_the_disk_was_full_for_a_moment(
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+@pytest.mark.parametrize("waits", [False, True])
 async def test_an_operation_whose_io_fails_is_done_or_not_done(
-    furnished: Path, tmp_path: Path, io: FailingIO, mutation: Mutation
+    furnished: Path, tmp_path: Path, io: FailingIO, mutation: Mutation, *, waits: bool
 ) -> None:
     """A few of the I/Os, so that every commit tries some."""
-    laboratory = Laboratory(furnished, tmp_path, io, mutation)
+    laboratory = Laboratory(furnished, tmp_path, io, mutation, waits=waits)
     expected = await laboratory.expect()
-    chosen, hits = random.Random(mutation.name), 0
-    for fault in FAULTS if mutation.in_parts else chosen.sample(FAULTS, 2):
+    chosen, hits = random.Random(f"{mutation.name} {waits}"), 0
+    for fault in FAULTS if mutation.in_parts and not waits else chosen.sample(FAULTS, 1):
         count = await laboratory.count(fault)
         if count:
             hits += await laboratory.run(
@@ -351,11 +375,12 @@ async def test_an_operation_whose_io_fails_is_done_or_not_done(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+@pytest.mark.parametrize("waits", [False, True])
 async def test_whichever_io_fails_an_operation_is_done_or_not_done(
-    furnished: Path, tmp_path: Path, io: FailingIO, mutation: Mutation
+    furnished: Path, tmp_path: Path, io: FailingIO, mutation: Mutation, *, waits: bool
 ) -> None:
     """Every I/O, in turn, with every fault."""
-    laboratory = Laboratory(furnished, tmp_path, io, mutation)
+    laboratory = Laboratory(furnished, tmp_path, io, mutation, waits=waits)
     expected = await laboratory.expect()
     hits = 0
     for turn, fault in enumerate(FAULTS):
