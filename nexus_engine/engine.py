@@ -94,6 +94,8 @@ class Engine:
             self.store.close()
         except errors.EngineError as error:
             left = await self.content.leave_sessions()
+            with contextlib.suppress(errors.EngineError):
+                self.store.settle()
             unfinished = errors.Unfinished(self._describe(error, left))
             self.store.abandon(str(unfinished))
             return unfinished
@@ -101,9 +103,11 @@ class Engine:
 
     def _describe(self, error: errors.EngineError, left: dict[Ino, bool]) -> str:
         """Say in one line what an error at the end means for the files that were written to."""
-        if not left:
+        waiting = self.store.database.waiting
+        if not left and not waiting:
             return f"not everything is on the disk: {error}; the next mount finishes it"
-        kept = [self._name(ino) for ino, kept in left.items() if kept]
+        kept = ["what is in the journal"] if waiting else []
+        kept += [self._name(ino) for ino, kept in left.items() if kept]
         lost = [self._name(ino) for ino, kept in left.items() if not kept]
         text = f"not all that was written is in the log: {error}"
         if kept:

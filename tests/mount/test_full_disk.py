@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -233,8 +234,9 @@ def test_umount_names_what_could_not_be_written_and_the_next_mount_finishes_it(
     assert not os.path.ismount(full.path)
     (line,) = done.stderr.splitlines()
     kept, _, lost = line.partition("lost, because")
-    assert "no space left" in kept
-    assert "the next mount finishes /synced" in kept
+    assert "no space left" in kept.lower()
+    # Its session ends in the journal, which has its room, and for a COMMIT there is none.
+    assert re.search(r"the next mount finishes (what is in the journal|/synced)", kept)
     assert lost.endswith("/refused")
     assert line.partition("but ")[2] in full.log.read_text()
     disk.make_room()
