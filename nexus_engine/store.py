@@ -15,14 +15,11 @@ import logging
 import os
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Any, Concatenate, ParamSpec, TypeVar
-
-import anyio
+from typing import Any, ParamSpec, TypeVar
 
 from nexus_engine import errors
 from nexus_engine.backends.local import LocalObjectStore
@@ -32,23 +29,19 @@ from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
 from nexus_engine.disk import Disk
 from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate, older_version
 from nexus_engine.meta.database import Database
-from nexus_engine.meta.journal import Entry, Journal, read_journal
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
-from nexus_engine.owners import JOURNAL, claim, describe, is_alone, living, synced_by_others
+from nexus_engine.owners import claim, describe, living, synced_by_others
 from nexus_engine.records import Change
-from nexus_engine.reserve import Reserve, full, may_use_reserve
+from nexus_engine.reserve import Reserve
 from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
+from nexus_engine.writing import Writing, retry
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-BUSY_LIMIT_S = 30.0
-"""A writer waits this long for another process's transaction."""
-WAITING_MAX = 256
-"""So many operations share a COMMIT at the most: it keeps others waiting."""
 _CACHE_MIB = 32
 _MIB = 1024 * 1024
 _UNFINISHED = DATABASE_NAME + ".new"
@@ -65,16 +58,19 @@ class Store:
         self.database = database
         self.reader = database.reader
         self._thread = threading.get_ident()
-        self._turn = anyio.Lock()
-        """Held by whoever waits for another process's transaction."""
         self._idle_readers: list[Reader] = []
         self._reader_connections: list[Connection] = []
         self.peers = path / "peers"
         self.reserve = Reserve(path, config.reserve_mib * _MIB)
         self._lock = claim(self.peers)
         self.owner = self._lock.owner
-        self._journal: Journal | None = None
-        self._on_waiting: Callable[[], None] | None = None
+        self._writing = Writing(database, self.reserve, self.peers, self.owner, self.checkpoint)
+        self.write = self._writing.write
+        self.transact = self._writing.transact
+        self.upkeep = self._writing.upkeep
+        self.with_reserve = self._writing.with_reserve
+        self.let_wait = self._writing.let_wait
+        self.settle = self._writing.settle
         self.objects = LocalObjectStore(path)
         self.disk = Disk(
             path / "packs", read_limit_s=config.read_limit_s, sync_limit_s=config.sync_limit_s
@@ -110,13 +106,13 @@ class Store:
         clock = clock or SystemClock()
         try:
             _require_no_older_user(path / "peers", connection)
-            _retry(migrate, connection)
+            retry(migrate, connection)
             store = cls(path, Database(connection, clock), config, clock)
         except errors.EngineError:
             connection.close()
             raise
         try:
-            store._finish_journals()
+            store._writing.finish_journals()
         except errors.EngineError:
             store.abandon()
             raise
@@ -155,159 +151,6 @@ class Store:
             os.fsync(fd)
             os.close(fd)
         return cls.open(path, clock=clock)
-
-    # -- changing things --
-
-    async def write(
-        self,
-        rule: Callable[Concatenate[Transaction, P], R],
-        actor: Actor,
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> R:
-        """Run a rule in a transaction, in the event loop; wait only for other processes.
-
-        Whoever waits does so in the order of calls: what was done first comes first in the log.
-
-        Raises:
-            NoSpace: The disk is full; what frees space is tried again with the reserve.
-        """
-        transact = self._transact
-        if not self._turn.locked():
-            with suppress(errors.StoreBusy):
-                return transact(rule, actor, *args, **kwargs)
-        deadline_s = time.monotonic() + BUSY_LIMIT_S
-        async with self._turn:
-            delay_s = 0.0005
-            while True:
-                try:
-                    return transact(rule, actor, *args, **kwargs)
-                except errors.StoreBusy:
-                    if time.monotonic() > deadline_s:
-                        raise
-                # Asking again beats a thread that waits: the transactions of others are short, and
-                # a request that is cancelled leaves nothing behind.
-                await anyio.sleep(delay_s)
-                delay_s = min(delay_s * 2, 0.05)
-
-    def transact(
-        self,
-        rule: Callable[Concatenate[Transaction, P], R],
-        actor: Actor,
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> R:
-        """Run a rule in a transaction; blocks while another process writes."""
-        return _retry(self._transact, rule, actor, *args, **kwargs)
-
-    def _transact(
-        self,
-        rule: Callable[Concatenate[Transaction, P], R],
-        actor: Actor,
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> R:
-        try:
-            if not self.reserve.spent:
-                try:
-                    return self.database.transact(rule, actor, *args, **kwargs)
-                except errors.NoSpace:
-                    if not may_use_reserve(rule):
-                        raise
-            elif not may_use_reserve(rule):
-                raise full()
-            result = self.with_reserve(self.database.transact, rule, actor, *args, **kwargs)
-        finally:
-            if self.database.waiting:
-                self._look_after_waiting()
-        # A thousand deletes a second would outrun the thread that shortens the write-ahead log.
-        self.checkpoint()
-        return result
-
-    def upkeep(self, action: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run one of the database's upkeep methods; blocks while another process writes."""
-        return _retry(self.with_reserve, action, *args, **kwargs)
-
-    def with_reserve(self, action: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run what must go on while the disk is full; it can be run again after it failed."""
-        while True:
-            try:
-                return action(*args, **kwargs)
-            except errors.NoSpace:
-                if not self.reserve.spend():
-                    raise
-
-    # -- operations that share a COMMIT --
-
-    def let_wait(self, on_waiting: Callable[[], None] | None) -> None:
-        """Let operations wait for one COMMIT, while no other process has the store open.
-
-        Args:
-            on_waiting: Called when one begins to wait; `settle` must be called soon after.
-                ``None``: from now on they do not wait.
-        """
-        if on_waiting is None:
-            self._on_waiting = None
-            return
-        if self._journal is None:
-            self._journal = Journal(self.peers / f"{self.owner}{JOURNAL}")
-        self._on_waiting = on_waiting
-        self.database.let_wait(self._journal, self._may_wait, self.settle)
-
-    def settle(self) -> None:
-        """Commit what waits for it, so that every connection sees it.
-
-        Raises:
-            MetadataFailed, NoSpace, StoreBusy: It still waits, in the journal.
-        """
-        if self.database.waiting:
-            _retry(self.with_reserve, self.database.settle)
-
-    def _may_wait(self) -> bool:
-        """Tell whether operations may wait now.
-
-        Asked with the write lock held: who opens the store has it for a moment, after making his
-        own lock file, and finds either our journal as of then or that we have seen his file.
-        """
-        if self._on_waiting is None or self.reserve.spent or self.database.is_wanted:
-            return False
-        return is_alone(self.peers)
-
-    def _look_after_waiting(self) -> None:
-        """An operation waits, and its caller is told that it is done: what fails now is no news."""
-        database = self.database
-        if (
-            database.waiting >= WAITING_MAX
-            or database.is_wanted
-            or database.is_interrupted
-            or self.reserve.spent
-            or self._on_waiting is None
-        ):
-            try:
-                self.settle()
-            except errors.EngineError as error:
-                log.error("%s; what was done waits in the journal", error)
-        elif database.waiting == 1:
-            self._on_waiting()
-
-    def _finish_journals(self) -> None:
-        """Do what processes that died, or could not, left to be committed."""
-        # See docs/FORMAT.md, "Journals", for why nothing can slip through.
-        journals = [path for path in self.peers.glob(f"*{JOURNAL}") if path.stem != self.owner]
-        if not journals:
-            return
-
-        def read() -> list[Entry]:
-            return [entry for path in journals for entry in read_journal(path)]
-
-        done, lost = _retry(self.with_reserve, self.database.redo, read)
-        if done:
-            log.warning("committed %d operations that a process which died left to be", done)
-        if lost:
-            log.warning("%d operations in a journal have no place in the log: power was lost", lost)
 
     def announce_writing(self) -> None:
         """Say that this process stores content from now on: gc then waits for its answers."""
@@ -385,7 +228,7 @@ class Store:
             EngineError: Not everything is durable, and the store still open: for another try, or
                 to `abandon`.
         """
-        self._on_waiting = None
+        self.let_wait(None)
         self.settle()
         self.chunks.close()
         self.upkeep(self.retire_packs, self.complete_packs())
@@ -417,8 +260,7 @@ class Store:
         for connection in self._reader_connections:
             connection.close()
         self.database.close()
-        if self._journal is not None:
-            self._journal.close()
+        self._writing.close()
 
     # -- callbacks of the chunk store, which may come from worker threads --
 
@@ -459,7 +301,7 @@ class Store:
             self.upkeep(self.database.add_pack, name, self.owner)
         else:
             with self.database.wanted():
-                self.with_reader(lambda database: _retry(database.add_pack, name, self.owner))
+                self.with_reader(lambda database: retry(database.add_pack, name, self.owner))
 
 
 def _require_empty(path: FilePath) -> None:
@@ -496,15 +338,3 @@ def _make_root(tx: Transaction) -> Seq:
         Inode(ROOT_INO, tx.seq, 0o040755, actor.uid, actor.gid, 2, 0, 0, *times, tx.seq, None)
     )
     return tx.commit(Change("mkdir", ROOT_INO, Path(b""), details={"mode": 0o040755}))
-
-
-def _retry(action: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    delay_s, deadline_s = 0.0005, time.monotonic() + BUSY_LIMIT_S
-    while True:
-        try:
-            return action(*args, **kwargs)
-        except errors.StoreBusy:
-            if time.monotonic() > deadline_s:
-                raise
-        time.sleep(delay_s)
-        delay_s = min(delay_s * 2, 0.05)

@@ -21,8 +21,9 @@ from nexus_engine.engine import Engine
 from nexus_engine.fs.quotas import set_quota
 from nexus_engine.meta.journal import HEADER
 from nexus_engine.oplog.verify import verify_log
-from nexus_engine.store import WAITING_MAX, Store
+from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Name
+from nexus_engine.writing import WAITING_MAX
 from tests.crash.failing_io import Fault, failing_io
 
 ACTOR = Actor(uid=0, gid=0, pid=os.getpid(), command="test", agent="alice")
