@@ -67,8 +67,10 @@ class ActorResolver:
         os.close(self._known.pop(tid).fd)
 
     def _learn(self, tid: int, uid: int, gid: int) -> Actor:
+        # That of the thread: for /proc/TID/stat the kernel sums up all threads of the process.
+        path = b"/proc/%d/task/%d/stat" % (tid, tid)
         try:
-            fd = os.open(b"/proc/%d/stat" % tid, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return Actor(uid, gid, tid)  # gone already, or in another pid namespace
         stat = _read_stat(fd)

@@ -53,6 +53,11 @@ def main(argv: Sequence[str]) -> int:
         return counts.main(argv[1:])
     if argv[:1] == ["scale"]:
         return scale.main(argv[1:])
+    if argv[:1] == ["handlers"]:
+        # Only here: the rest measures stores that other programs serve as well.
+        from benchlib import handlers
+
+        return handlers.main(argv[1:])
     arguments = _parse(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
@@ -215,8 +220,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "turns, in one run. Figures, not gates: compare within one run only.",
         epilog="scripts/bench scale: what a large store costs, beside a small one. "
         "scripts/bench counts: requests and SQL statements only, compared with those that "
-        "were written down. workloads: "
-        + "; ".join(f"{name}: {w.does}" for name, w in WORKLOADS.items()),
+        "were written down. scripts/bench handlers: CPU of our part of each request, in process. "
+        "workloads: " + "; ".join(f"{name}: {w.does}" for name, w in WORKLOADS.items()),
     )
     parser.add_argument("--quick", action="store_true", help="small counts, one round")
     parser.add_argument(

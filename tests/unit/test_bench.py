@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchlib import chart, content, counting, report
+from benchlib import chart, content, counting, handlers, report
 from benchlib.report import Failure, Results, Sample, SystemInfo, WorkloadInfo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,3 +169,10 @@ def test_quick_run_measures_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert "create" in done.stdout
     assert list(disk.iterdir()) == []
     assert str(disk) not in Path("/proc/self/mountinfo").read_text()
+
+
+async def test_each_request_is_asked_of_handler_and_engine(tmp_path: Path) -> None:
+    costs = await handlers.measure(tmp_path, count=3, rounds=1)
+    assert {"lookup", "create", "read 4 KiB", "rename"} <= costs.keys()
+    assert all(whole > 0 and inside > 0 for whole, inside in costs.values())
+    assert all(name in handlers.table(costs) for name in costs)
