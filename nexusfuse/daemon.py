@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyfuse3
 import trio
 
-from nexus_engine import __version__
+from nexus_engine import __version__, errors
 from nexus_engine.check import scrub
 from nexus_engine.engine import Engine
 from nexus_engine.oplog.peers import PeerSocket
@@ -193,6 +193,9 @@ async def _supervise(service: Callable[..., Awaitable[None]], *arguments: Any) -
         try:
             await service(*arguments)
             return
+        except errors.EngineError as error:
+            log.error("%s: %s; it starts again", service.__name__, error)
+            await trio.sleep(RESTART_DELAY_S)
         except Exception:
             log.exception("%s failed: a bug; it starts again", service.__name__)
             await trio.sleep(RESTART_DELAY_S)

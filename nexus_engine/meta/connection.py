@@ -92,6 +92,8 @@ class Connection:
         self.execute = self._db.execute
         self.intervene: Callable[[], None] | None = None
         """Called before something is changed that is no part of the transaction that is open."""
+        self.resume: Callable[[], None] | None = None
+        """Called before something is read, while something that was done does not show here."""
         try:
             # Reads and writes run inline in the event loop: never wait for another process's lock
             # here, the caller retries when it can.
@@ -111,6 +113,8 @@ class Connection:
 
     def one(self, sql: str, arguments: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
         """Return the first row, or ``None``."""
+        if self.resume is not None:
+            self.resume()
         try:
             return self.execute(sql, arguments).fetchone()
         except _FAILURES as error:
@@ -118,6 +122,8 @@ class Connection:
 
     def all(self, sql: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return every row; for results whose size is bounded by their question."""
+        if self.resume is not None:
+            self.resume()
         try:
             return self.execute(sql, arguments).fetchall()
         except _FAILURES as error:
@@ -125,6 +131,8 @@ class Connection:
 
     def iterate(self, sql: str, arguments: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield rows as they come."""
+        if self.resume is not None:
+            self.resume()
         try:
             yield from self.execute(sql, arguments)
         except _FAILURES as error:

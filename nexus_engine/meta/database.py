@@ -78,7 +78,7 @@ class Database:
             StoreBusy: Another process is writing; nothing happened, try again.
         """
         transaction = self._transaction
-        self.connection.intervene = None
+        self.connection.intervene = self.connection.resume = None
         done = False
         try:
             transaction.begin(actor)
@@ -104,7 +104,8 @@ class Database:
         Args:
             journal: Keeps them until then.
             may_wait: Asked, with the write lock held, whether the next ones may wait.
-            settle: Called before anything else is changed by this connection; calls our `settle`.
+            settle: Called before anything else is changed by this connection, and after a failure
+                before anything is read; calls our `settle`.
         """
         self._transaction.journal = journal
         self._transaction.may_wait = may_wait
@@ -127,7 +128,7 @@ class Database:
             StoreBusy, NoSpace, MetadataFailed: They still wait; try again.
         """
         transaction, connection = self._transaction, self.connection
-        connection.intervene = None
+        connection.intervene = connection.resume = None
         try:
             if transaction.waiting and connection.in_transaction:
                 try:
@@ -155,6 +156,8 @@ class Database:
     def _look_after_waiting(self) -> None:
         if self._transaction.waiting:
             self.connection.intervene = self._before_upkeep
+            # Who reads must not find undone what programs were told is done: an error is honest.
+            self.connection.resume = self._before_upkeep if self.is_interrupted else None
         elif self._when_committed:
             actions, self._when_committed = self._when_committed, []
             for action in actions:

@@ -226,8 +226,11 @@ async def test_a_commit_that_fails_loses_nothing(tmp_path: Path, error: int, las
             if lasting:
                 with pytest.raises(errors.EngineError):
                     await engine.make(ROOT_INO, Name(b"refused"), 0o100644, ACTOR)
+                with pytest.raises(errors.EngineError):  # and not: there is no such file
+                    await engine.lookup(ROOT_INO, Name(b"one"))
         assert io.hits
         io.heal()
+        assert await names_of(engine) == [b"one", b"two"]
         await engine.make(ROOT_INO, Name(b"three"), 0o100644, ACTOR)
         assert await names_of(engine) == [b"one", b"three", b"two"]
         await engine.close()
