@@ -14,6 +14,7 @@
     chart.py      the ratios as a picture
     counts.py     requests and statements of an operation, compared with counts.json
     traced.py     a daemon that counts its statements
+    latency.py    how long single operations take at worst
     generator.py  stores of any size
     scale.py      what a large store costs, beside a small one
     report.py     medians, ratios, the tables, the JSON

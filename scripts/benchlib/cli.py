@@ -17,11 +17,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchlib import chart, counts, report, scale
+from benchlib import chart, report
 from benchlib.counting import Tracing, TracingUnavailable
 from benchlib.peers import PEERS
 from benchlib.runner import Worker, run_rounds
@@ -42,22 +43,24 @@ from benchlib.worker import can_drop_caches
 
 DEFAULT_SYSTEMS = [Nexus.key, Memfs.key, PlainDirectory.key]
 WITH_PEERS = [Nexus.key, *(peer.key for peer in PEERS), Memfs.key, PlainDirectory.key]
+OTHER_KINDS = ("counts", "handlers", "latency", "scale")
 OTHERS: dict[str, type[System]] = {
     system.key: system for system in (*PEERS, Memfs, MemfsFlush, PlainDirectory)
 }
 KNOWN_SYSTEMS = [Nexus.key, *OTHERS]
+_EPILOG = (
+    "scripts/bench counts: requests and SQL statements only, compared with those that were written"
+    " down. scripts/bench handlers: CPU of our part of each request, in process."
+    " scripts/bench latency: percentiles. scripts/bench scale: what a large store costs,"
+    " beside a small one. workloads: {}"
+)
 
 
 def main(argv: Sequence[str]) -> int:
-    if argv[:1] == ["counts"]:
-        return counts.main(argv[1:])
-    if argv[:1] == ["scale"]:
-        return scale.main(argv[1:])
-    if argv[:1] == ["handlers"]:
-        # Only here: the rest measures stores that other programs serve as well.
-        from benchlib import handlers
-
-        return handlers.main(argv[1:])
+    if argv and argv[0] in OTHER_KINDS:
+        # Only the one that is asked for: they need more than measuring beside others does.
+        code: int = import_module(f"benchlib.{argv[0]}").main(argv[1:])
+        return code
     arguments = _parse(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
@@ -218,10 +221,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="scripts/bench",
         description="Measure Nexus beside an in-memory FUSE filesystem and the plain disk, in "
         "turns, in one run. Figures, not gates: compare within one run only.",
-        epilog="scripts/bench scale: what a large store costs, beside a small one. "
-        "scripts/bench counts: requests and SQL statements only, compared with those that "
-        "were written down. scripts/bench handlers: CPU of our part of each request, in process. "
-        "workloads: " + "; ".join(f"{name}: {w.does}" for name, w in WORKLOADS.items()),
+        epilog=_EPILOG.format("; ".join(f"{name}: {w.does}" for name, w in WORKLOADS.items())),
     )
     parser.add_argument("--quick", action="store_true", help="small counts, one round")
     parser.add_argument(
