@@ -105,8 +105,7 @@ class _Grower:
                 yield [self._directory(ROOT_INO, b"wide", self._directories)]
                 continue
             if (number - 1) % FILES_PER_DIRECTORY == 0:
-                name = b"group-%d" % len(groups)
-                yield [self._directory(ROOT_INO, name, groups)]
+                yield [self._directory(ROOT_INO, b"group-%d" % number, groups)]
             yield [self._directory(groups, b"directory-%d" % number, self._directories)]
 
     def _directory(self, parent: Ino | list[Ino], name: bytes, made: list[Ino]) -> Step:
