@@ -1,8 +1,9 @@
 """SQL over the log: records by position, by time, by path and by actor.
 
 The indexes on ``path``, ``path2`` and ``actor`` find an operation among ten million; none of them
-is in the order of the log. So the newest (or oldest) records are tried one by one first, which is
-where most questions are answered, and only what lies beyond is looked up and sorted.
+is in the order of the log. So where an index has few hits, as of a file, they are sorted. Otherwise
+the newest (or oldest) records are tried one by one first, which is where most such questions are
+answered, and only what lies beyond is looked up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from nexus_engine.types import Actor, Path, Seq
 
 SCAN_RECORDS = 20_000
 """So many records are tried one by one before an index is asked."""
+FEW_HITS = 1000
+"""Fewer hits of an index than this are sorted before anything else is tried."""
 SORT_MAX = 500_000
 """More hits of an index than this are not sorted: the whole log is read instead."""
 
@@ -44,12 +47,14 @@ _BELOW = (
     "   OR +t.path2 = :path OR +t.path2 > :low AND +t.path2 < :high))"
 )
 _RANGE = "seq BETWEEN :first AND :last"
+# From the beginning: an undo in the range may be of an operation before it.
 _PATH_HITS = (
-    f"SELECT seq FROM oplog INDEXED BY oplog_path WHERE path = :path AND {_RANGE} UNION"
-    f" SELECT seq FROM oplog INDEXED BY oplog_path WHERE path > :low AND path < :high AND {_RANGE}"
-    f" UNION SELECT seq FROM oplog INDEXED BY oplog_path2 WHERE path2 = :path AND {_RANGE} UNION"
-    " SELECT seq FROM oplog INDEXED BY oplog_path2"
-    f" WHERE path2 > :low AND path2 < :high AND {_RANGE}"
+    "SELECT seq FROM oplog INDEXED BY oplog_path WHERE path = :path AND seq <= :last UNION"
+    " SELECT seq FROM oplog INDEXED BY oplog_path WHERE path > :low AND path < :high"
+    " AND seq <= :last UNION"
+    " SELECT seq FROM oplog INDEXED BY oplog_path2 WHERE path2 = :path AND seq <= :last UNION"
+    " SELECT seq FROM oplog INDEXED BY oplog_path2 WHERE path2 > :low AND path2 < :high"
+    " AND seq <= :last"
 )
 _PATH_COUNT = (
     "SELECT (SELECT count(*) FROM (SELECT 1 FROM oplog INDEXED BY oplog_path"
@@ -174,6 +179,10 @@ def _iter_found(connection: Connection, query: LogQuery) -> Iterator[Found]:
         return
     first = max(oldest, query.since_seq or 0)
     last = newest if query.until_seq is None else min(newest, query.until_seq)
+    few = _cheapest_index(connection, query, FEW_HITS)
+    if few is not None:
+        yield from _look_up(connection, query, few, (first, last))
+        return
     if query.newest_first:
         near, rest = (max(first, last - SCAN_RECORDS + 1), last), (first, last - SCAN_RECORDS)
     else:
@@ -181,7 +190,7 @@ def _iter_found(connection: Connection, query: LogQuery) -> Iterator[Found]:
     yield from _scan(connection, query, near)
     if rest[0] > rest[1]:
         return
-    hits = _cheapest_index(connection, query)
+    hits = _cheapest_index(connection, query, SORT_MAX)
     if hits is None:
         yield from _scan(connection, query, rest)
     else:
@@ -210,8 +219,8 @@ def _look_up(
     if hits is _PATH_HITS:
         hits = (
             f"WITH RECURSIVE hit (seq) AS ({hits} UNION SELECT r.by_seq FROM hit"
-            f" CROSS JOIN reversal r ON r.target = hit.seq AND r.by_seq BETWEEN :first AND :last)"
-            " SELECT seq FROM hit"
+            " CROSS JOIN reversal r ON r.target = hit.seq AND r.by_seq <= :last)"
+            f" SELECT seq FROM hit WHERE {_RANGE}"
         )
     for (seq,) in connection.iterate(*_bind(f"{hits} ORDER BY seq {_direction(query)}", arguments)):
         row = connection.one(*_bind(one, arguments | {"seq": seq}))
@@ -219,10 +228,10 @@ def _look_up(
             yield _found(row)
 
 
-def _cheapest_index(connection: Connection, query: LogQuery) -> str | None:
-    """Return the SQL that finds candidates fastest, ``None`` if reading the log is as fast."""
+def _cheapest_index(connection: Connection, query: LogQuery, most: int) -> str | None:
+    """Return the SQL that finds candidates fastest, ``None`` if each finds so many or more."""
     _, arguments = _conditions(query)
-    arguments["most"] = SORT_MAX
+    arguments["most"] = most
     choices: list[tuple[int, str]] = []
     if query.path:
         (count,) = connection.one(*_bind(_PATH_COUNT, arguments)) or (0,)
@@ -242,7 +251,7 @@ def _cheapest_index(connection: Connection, query: LogQuery) -> str | None:
     if not choices:
         return None
     count, hits = min(choices)
-    return hits if count < SORT_MAX else None
+    return hits if count < most else None
 
 
 def _conditions(query: LogQuery) -> tuple[list[str], dict[str, Any]]:

@@ -33,10 +33,14 @@ async def world(tmp_path: FilePath) -> AsyncIterator[World]:
     await world.close()
 
 
-@pytest.fixture(params=[3, 20_000], ids=["by index", "one by one"])
+@pytest.fixture(
+    params=[(3, 0), (20_000, 0), (3, 1000)], ids=["by index", "one by one", "few by index"]
+)
 def scanned(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to find records must agree."""
-    monkeypatch.setattr(log_queries, "SCAN_RECORDS", request.param)
+    """All ways to find records must agree."""
+    records, few = request.param
+    monkeypatch.setattr(log_queries, "SCAN_RECORDS", records)
+    monkeypatch.setattr(log_queries, "FEW_HITS", few)
 
 
 def in_directory(name: bytes) -> Callable[[Record], bool]:
@@ -121,6 +125,8 @@ async def test_an_undo_belongs_to_the_paths_of_what_it_reversed(world: World) ->
     of_b = [e.record.seq for e in entries(world.database, LogQuery(path=Path(b"b")))]
     assert of_a == [redo, undo]
     assert undo not in of_b
+    since = LogQuery(path=Path(b"a"), since_seq=redo)  # what it reversed was long before
+    assert [e.record.seq for e in entries(world.database, since)] == [redo]
 
 
 async def test_following_yields_what_came_after(world: World) -> None:
