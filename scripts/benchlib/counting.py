@@ -202,6 +202,11 @@ def peak_memory_bytes(pids: Iterable[int]) -> int:
     return 1024 * sum(_from_proc(pids, "status", "VmHWM:").values())
 
 
+def own_memory_bytes(pids: Iterable[int]) -> int:
+    """Return what the processes have in memory that is no file's: what only they pay for."""
+    return 1024 * sum(_from_proc(pids, "status", "RssAnon:").values())
+
+
 def reset_peak_memory(pids: Iterable[int]) -> None:
     """Let ``peak_memory_bytes`` begin anew. Source: clear_refs in proc(5)."""
     for pid in pids:
