@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nexus_engine.backends.base import ObjectStore, View
+from nexus_engine.cas.blocks import BLOCK_BYTES, WORTH_IT, KnownBlocks
 from nexus_engine.cas.cache import ChunkCache
-from nexus_engine.cas.codec import MAX_CHUNK, BytesLike, decode, encode
+from nexus_engine.cas.codec import CODEC_RAW, MAX_CHUNK, BytesLike, decode, encode
 from nexus_engine.cas.own_packs import OwnPacks, PackInfo
 from nexus_engine.cas.pack import (
     KIND_CHUNK,
@@ -91,6 +92,7 @@ class ChunkStore:
         self._before_waiting = before_waiting
         self._packs = OwnPacks(objects, packs_directory, on_new_pack, new_id)
         self._cache = ChunkCache(cache_bytes)
+        self._blocks = KnownBlocks()
         self._shared_sync = SharedSync(self._sync_now)
         self._pending: dict[Digest, Location] = {}
         self._lock = threading.Lock()
@@ -230,7 +232,10 @@ class ChunkStore:
         """
         content = self._cache.find(digest)
         if content is None:
-            content = self._load(digest)
+            part = self._read_part(digest, offset, length, self._read_pack)
+            if part is not None:
+                return part
+            content = self._load(digest, length)
         return _slice(content, offset, length)
 
     def read_resident(self, digest: Digest, offset: int, length: int) -> View | None:
@@ -245,20 +250,18 @@ class ChunkStore:
         content = self._cache.find(digest)
         if content is not None:
             return _slice(content, offset, length)
+        part = self._read_part(digest, offset, length, self._read_pack_resident)
+        if part is not None:
+            return part
         location = self._locate(digest)
         if location is None or not _plausible(location):
             return None
         if location.length > _INLINE_MAX:
             return None
-        source = self._packs.find(location.pack)
-        if source is not None:
-            record = source.read_resident(location.offset, location.stored_length)
-        else:
-            key = pack_key(location.pack)
-            record = self._objects.read_resident(key, location.offset, location.stored_length)
+        record = self._read_pack_resident(location.pack, location.offset, location.stored_length)
         if record is None:
             return None
-        return _slice(self._accept(digest, location, record), offset, length)
+        return _slice(self._accept(digest, location, record, length), offset, length)
 
     def sync(self) -> None:
         """Make everything put before the call durable; callers at one time share the work.
@@ -383,7 +386,7 @@ class ChunkStore:
         # Pending first: the other way round, a commit between the two looks would hide it.
         return self._pending.get(digest) or self._find(digest)
 
-    def _load(self, digest: Digest) -> View:
+    def _load(self, digest: Digest, wanted: int) -> View:
         gone: Location | None = None
         for _ in range(_ATTEMPTS):
             location = self._locate(digest)
@@ -397,7 +400,7 @@ class ChunkStore:
                 # gc may have moved it to another pack since we looked.
                 gone = location
                 continue
-            return self._accept(digest, location, record)
+            return self._accept(digest, location, record, wanted)
         where = f"pack {gone.pack} is gone" if gone else "it is in no index"
         raise MissingChunk(f"chunk {digest.hex()} is missing: {where}; run `nexus-ctl fsck`")
 
@@ -407,8 +410,39 @@ class ChunkStore:
             return source.read(offset, length)
         return self._objects.read(pack_key(pack), offset, length)
 
-    def _accept(self, digest: Digest, location: Location, buffer: View) -> View:
-        """Return the content of a record as read from the store, verified, and cache it."""
+    def _read_pack_resident(self, pack: str, offset: int, length: int) -> View | None:
+        source = self._packs.find(pack)
+        if source is not None:
+            return source.read_resident(offset, length)
+        return self._objects.read_resident(pack_key(pack), offset, length)
+
+    def _read_part(
+        self,
+        digest: Digest,
+        offset: int,
+        length: int,
+        read: Callable[[str, int, int], View | None],
+    ) -> View | None:
+        """Return a small part of a chunk that was verified before; ``None``: read all of it."""
+        blocks = self._blocks.find(digest)
+        if blocks is None or length * WORTH_IT > blocks.length or offset >= blocks.length:
+            return None
+        begin, end = blocks.span(offset, length)
+        try:
+            content = read(blocks.pack, blocks.offset + begin, end - begin)
+        except ObjectNotFound:
+            content = b""  # gc has moved it
+        if content is not None and (len(content) < end - begin or not blocks.holds(begin, content)):
+            self._blocks.forget(digest)
+            return None
+        return None if content is None else _slice(content, offset - begin, length)
+
+    def _accept(self, digest: Digest, location: Location, buffer: View, wanted: int) -> View:
+        """Return the content of a record as read from the store, verified, and cache it.
+
+        Args:
+            wanted: How many bytes of it.
+        """
         try:
             record = parse_record(buffer, location.offset)
             if record.kind != KIND_CHUNK or record.digest != digest:
@@ -417,6 +451,9 @@ class ChunkStore:
         except CorruptChunk as error:
             raise _corrupt(digest, location, str(error)) from error
         self._cache.put(digest, content)
+        if record.codec == CODEC_RAW and len(content) >= max(wanted * WORTH_IT, 4 * BLOCK_BYTES):
+            begin = location.offset + RECORD_HEADER_SIZE
+            self._blocks.note(digest, location.pack, begin, content)
         return content
 
     def _sync_now(self) -> None:
