@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -129,16 +129,28 @@ class Laboratory:
             await scene.engine.make(ROOT_INO, Name(b"waits"), 0o100644, scene.actor)
         return scene
 
+    async def _do(
+        self, act: Callable[[Scene], Awaitable[Any]], scene: Scene
+    ) -> type[errors.EngineError] | None:
+        """Do it, and return how it failed; commit what waits as soon as a thread wants to write."""
+        failure: type[errors.EngineError] | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_settle_where_wanted, scene)
+            # Only the type: a traceback would keep everything open that the frames in it know.
+            try:
+                await act(scene)
+            except errors.EngineError as error:
+                self._message = str(error)
+                failure = type(error)
+            nursery.cancel_scope.cancel()
+        return failure
+
     async def _act(self, scene: Scene) -> type[errors.EngineError] | None:
-        # Only the type: a traceback would keep everything open that the frames in it know.
-        try:
-            await self._mutation.act(scene)
-        except errors.EngineError as error:
-            self._message = str(error)
-            return type(error)
-        with suppress(errors.EngineError):  # what was done is in the journal
-            scene.store.settle()
-        return None
+        failure = await self._do(self._mutation.act, scene)
+        if failure is None:
+            with suppress(errors.EngineError):  # what was done is in the journal
+                scene.store.settle()
+        return failure
 
     async def expect(self) -> Expected:
         states = []
@@ -146,7 +158,7 @@ class Laboratory:
             for dies in (False, True):
                 scene = await self._set()
                 if acts:
-                    await self._mutation.act(scene)
+                    assert await self._do(self._mutation.act, scene) is None
                 if not self._mutation.mounted:
                     scene.start()
                 if dies:
@@ -161,7 +173,7 @@ class Laboratory:
         """Return how many I/Os of the mutation a fault could hit."""
         scene = await self._set()
         self._io.arm(fault, 10**9)
-        await self._mutation.act(scene)
+        assert await self._do(self._mutation.act, scene) is None
         scene.store.settle()
         seen = self._io.seen
         self._io.heal()
@@ -220,12 +232,14 @@ class Laboratory:
         act = self._mutation.again or self._mutation.act
         if not self._mutation.mounted:
             await scene.leave()
-        await act(scene)
+        assert await self._do(act, scene) is None, self._message
         if not self._mutation.mounted:
             scene.start()
 
     async def _end(self, scene: Scene) -> None:
         """Whatever happened, the store is sound, now and for the next process; nothing is left."""
+        scene.store.let_wait(None)
+        scene.store.settle()
         for handle in scene.handles.values():
             await scene.engine.release(handle)
         scene.handles.clear()
@@ -243,6 +257,15 @@ class Laboratory:
         gc.collect()
         assert descriptors(self._directory) == []
         shutil.rmtree(self._directory / f"store-{self._runs - 1}")
+
+
+async def _settle_where_wanted(scene: Scene) -> None:
+    """As a daemon does, which settles soon in any case."""
+    while True:
+        await trio.sleep(0.005)
+        if scene.database.is_wanted:
+            with suppress(errors.EngineError):
+                scene.store.settle()
 
 
 def descriptors(directory: Path) -> list[str]:
