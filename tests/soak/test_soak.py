@@ -22,6 +22,7 @@ retention:
   thin:
   - {every: 1m, until: 5m}
   interval: 30s
+  keep_log: 5m
 """
 SAMPLES = 40
 MIB = 1 << 20

@@ -20,6 +20,8 @@ NAMES = 200
 """Files that an agent has at the most: the tree stays small, the past does not."""
 SIZES = (0, 100, 4096, 30_000, 200_000, 1_500_000)
 UNDO_EVERY = 150
+STEPS_PER_S = 20
+"""Paced: what a store keeps for a minute depends on how much is done in one."""
 
 
 class Agent:
@@ -120,9 +122,11 @@ class Agent:
 def main() -> None:
     directory, seed, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     agent = Agent(directory, os.environ["NEXUS_AGENT"], seed)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    begun, steps = time.monotonic(), 0
+    while (passed := time.monotonic() - begun) < seconds:
         agent.step()
+        steps += 1
+        time.sleep(max(0.0, steps / STEPS_PER_S - passed))
     agent.check_all()
     json.dump(agent.done, sys.stdout)
 
