@@ -228,7 +228,11 @@ def _lay_again(mending: Mending, written: Written, right: Extent) -> bool:
     inode = mending.tx.find_inode(written.ino)
     if inode is None or inode.content_seq != written.seq:
         return False
-    rows = repair_queries.slices(mending.connection, written.ino, past=False)
+    # Nothing of the content of now is later than the operation that it is of, whatever a row says.
+    rows = [
+        row._replace(from_seq=min(row.from_seq, written.seq))
+        for row in repair_queries.slices(mending.connection, written.ino, past=False)
+    ]
     laid = _laid([*rows, Slice(right, written.seq, None)])
     repair_queries.put_slices(mending.connection, written.ino, laid, past=False)
     return True

@@ -62,6 +62,15 @@ async def test_what_is_broken_is_mended_once(world: World, sql: str, code: str) 
     assert codes(world) <= LEFT
 
 
+async def test_content_that_is_said_to_be_of_a_later_operation_is_mended_once(world: World) -> None:
+    before = contents(world)
+    world.edit("UPDATE extent SET from_seq = (SELECT max(seq) FROM oplog) WHERE ino = 4")
+    assert mend(world)
+    assert mend(world) == []
+    assert codes(world) == set()
+    assert contents(world) == before
+
+
 async def test_a_sound_store_is_left_alone(world: World) -> None:
     head = world.head
     assert mend(world, deep=True) == []
