@@ -17,6 +17,7 @@ import msgspec
 
 from nexus_engine import errors
 from nexus_engine.cas.pack import KIND_CHUNK, KIND_INTENT, PACK_HEADER_SIZE
+from nexus_engine.fs.extents import ExtentMap
 from nexus_engine.fs.files import Intent, WriteSession, commit_session
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import owners, take_over
@@ -50,6 +51,7 @@ def recover(store: Store) -> Recovered:
     packs.pop(store.owner, None)
     done = Recovered(0, 0, 0)
     alive = False
+    end = store.reader.head()
     for owner, names in packs.items():
         lock = take_over(store.peers, owner)
         if lock is None:
@@ -57,7 +59,7 @@ def recover(store: Store) -> Recovered:
             continue
         try:
             files = take_back_lost_content(store, names, Seq(lock.synced()))
-            sessions = _take_over(store, names)
+            sessions = _take_over(store, names, end)
         except errors.EngineError:
             lock.abandon()  # still to be taken over from
             raise
@@ -97,8 +99,12 @@ class _Found:
             self.short.append(intent)
 
 
-def _take_over(store: Store, packs: list[str]) -> int:
-    """Finish the sessions in a dead process's packs; return how many there were."""
+def _take_over(store: Store, packs: list[str], end: Seq) -> int:
+    """Finish the sessions in a dead process's packs; return how many there were.
+
+    Args:
+        end: The log's, as that process and the disk left it.
+    """
     found = _Found()
     for name in packs:
         _read_pack(store, name, found)
@@ -112,10 +118,17 @@ def _take_over(store: Store, packs: list[str]) -> int:
             " disk; the file keeps its content from before",
             intent.ino, intent.actor.pid,
         )  # fmt: skip
-    sessions = sum(
-        _finish(store, intent, found.locations)
-        for intent in _uncommitted(store, found.whole.values())
-    )
+    sessions = 0
+    for intent in _uncommitted(store, found.whole.values()):
+        if intent.base <= end:
+            sessions += _finish(store, intent, found.locations)
+        else:
+            # So nobody fsynced it; and its number may be that of another operation by now.
+            log.warning(
+                "a write to inode %d by pid %d cannot be finished: what it was laid over did not"
+                " reach the disk",
+                intent.ino, intent.actor.pid,
+            )  # fmt: skip
     for name in packs:
         with suppress(errors.ObjectNotFound):
             store.chunks.adopt(name)
@@ -146,9 +159,13 @@ def _read_pack(store: Store, name: str, found: _Found) -> None:
 
 
 def _has_chunks(store: Store, intent: Intent, locations: Container[Digest]) -> bool:
+    # What later writes of the session cover completely, gc may have taken away.
+    laid = ExtentMap()
+    for extent in intent.extents:
+        laid.put(extent)
     return all(
         extent.digest in locations or store.reader.find_chunk(extent.digest) is not None
-        for extent in intent.extents
+        for extent in laid.all()
     )
 
 

@@ -569,11 +569,15 @@ class Content:
                 session.unflushed = True
                 await self.flush(file)
 
-    async def leave_packs(self, packs: Collection[str]) -> None:
+    async def leave_packs(self, packs: Collection[str]) -> bool:
         """Rely no longer on chunks in packs that gc is about to drop.
 
         Chunks that a row names are gc's to move. Those of open sessions are in no row yet.
+
+        Returns:
+            Whether any had to be stored again; they are not durable yet.
         """
+        stored = False
         for file in list(self._files.values()):
             await file.gate.take()  # whoever was storing chunks by what it had seen is done then
             try:
@@ -585,8 +589,10 @@ class Content:
                     if row is not None and row[0] in packs and not self._chunks.pending(digest):
                         again = partial(self._chunks.put_again, digest)
                         await self._disk.write(self._store.with_reserve, again)
+                        stored = True
             finally:
                 file.gate.give()
+        return stored
 
     async def seal_inode(self, ino: Ino) -> None:
         """End the session of an inode, if there is one, before something else happens to it."""

@@ -277,6 +277,8 @@ class Database:
 
     def remove_pack(self, name: str) -> None:
         """Forget a pack that nothing was written to."""
+        seen = "DELETE FROM pack_seen WHERE pack IN (SELECT id FROM pack WHERE name = ?)"
+        self.connection.run(seen, (name,))  # gc may have been about to drop it
         self.connection.run("DELETE FROM pack WHERE name = ?", (name,))
 
     def open_packs(self) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from tests.conftest import Mount
 
 AGENTS = ("ada", "bob", "cyd")
 POLICY = """\
+chunk_cache_mib: 8
 retention:
   keep_all: 60s
   thin:
