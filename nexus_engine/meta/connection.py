@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -107,9 +108,14 @@ class Connection:
             self._db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
             for pragma in (*pragmas, f"cache_size = {-1024 * cache_mib}", "foreign_keys = OFF"):
                 self._db.execute(f"PRAGMA {pragma}")
+            # Its header may say that only a newer SQLite can write it.
+            damaged = self._db.readonly("main") and os.access(path, os.W_OK)
         except apsw.Error as error:
             self.close()
             raise translate(error) from error
+        if damaged:
+            self.close()
+            raise errors.CorruptMetadata(_DAMAGED)
 
     def one(self, sql: str, arguments: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
         """Return the first row, or ``None``."""

@@ -12,6 +12,7 @@ import pytest
 from nexus_engine import errors
 from nexus_engine.engine import Engine
 from nexus_engine.meta.connection import Connection
+from nexus_engine.repair.salvage import salvage
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Name
 
@@ -90,6 +91,19 @@ async def test_a_database_of_another_shape_is_not_opened(store: Path, statement:
     edit(store, statement)
     with pytest.raises((errors.CorruptMetadata, errors.StoreVersion)):
         Store.open(store)
+
+
+async def test_a_database_that_only_a_newer_sqlite_writes_is_damaged_and_can_be_salvaged(
+    store: Path,
+) -> None:
+    """A bit of the header's format version, that is; not a store that one may not write to."""
+    with (store / "meta.db").open("r+b") as file:
+        file.seek(18)
+        file.write(b"\x42")
+    with pytest.raises(errors.CorruptMetadata):
+        Store.open(store)
+    assert salvage(store).rows > 0
+    Store.open(store).close()
 
 
 @pytest.mark.parametrize(
