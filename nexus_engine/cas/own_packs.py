@@ -146,13 +146,16 @@ class OwnPacks:
         for writer in waiting[: max(0, len(waiting) - MAX_FULL)]:
             self._seal(writer)
         writer = PackWriter(self._directory, self._new_id().hex)
+        # Before gc can see it: what is asked of us about a pack that is ours must find it.
+        with self._lock:
+            self._writers[writer.pack] = writer
         try:
             self._on_new_pack(writer.pack)
         except Exception:
+            with self._lock:
+                self._writers.pop(writer.pack, None)
             writer.remove()
             raise
-        with self._lock:
-            self._writers[writer.pack] = writer
         return writer
 
     def _seal(self, writer: PackWriter) -> None:
