@@ -231,8 +231,14 @@ def _unmount(path: Path, mount: Mount, behind: Behind, limit_s: float, *, lazy: 
         raise Failure(_busy(path) or reason)
     for pid, process in waited_for:
         _wait(path, pid, process, limit_s)
-    if status:
-        word = owners.last_word(Path(status["store"]) / "peers", int(status["pid"]))
+    if dead or lazy:
+        return
+    # A daemon whose disk is full may not even be able to tell its status.
+    store = Path(
+        status.get("store") or os.fsdecode(mount.source.removeprefix(mounts.SOURCE_PREFIX))
+    )
+    for daemon in [int(status["pid"])] if status else behind.daemons:
+        word = owners.last_word(store / "peers", daemon)
         if word is not None:
             raise Failure(f"{path} is unmounted, but {word}", UNFINISHED)
 
