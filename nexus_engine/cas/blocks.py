@@ -42,12 +42,9 @@ class Blocks(NamedTuple):
 
     def holds(self, begin: int, content: View) -> bool:
         """Tell whether whole blocks, from ``begin`` on, are what they were."""
-        view = memoryview(content)
-        return all(
-            xxhash.xxh3_64_intdigest(view[at : at + BLOCK_BYTES])
-            == self.sums[(begin + at) // BLOCK_BYTES]
-            for at in range(0, len(view), BLOCK_BYTES)
-        )
+        first = begin // BLOCK_BYTES
+        found = _sums(content)
+        return found == self.sums[first : first + len(found)]
 
 
 class KnownBlocks:
@@ -66,19 +63,23 @@ class KnownBlocks:
         Args:
             offset: Of the content in the pack.
         """
-        view = memoryview(content)
-        sums = array(
-            "Q",
-            (
-                xxhash.xxh3_64_intdigest(view[at : at + BLOCK_BYTES])
-                for at in range(0, len(view), BLOCK_BYTES)
-            ),
-        )
+        blocks = Blocks(pack, offset, len(content), _sums(content))
         with self._lock:
-            self._known[digest] = Blocks(pack, offset, len(view), sums)
+            self._known[digest] = blocks
             if len(self._known) > KNOWN_MAX:
                 self._known.popitem(last=False)
 
     def forget(self, digest: Digest) -> None:
         with self._lock:
             self._known.pop(digest, None)
+
+
+def _sums(content: View) -> array[int]:
+    view = memoryview(content)
+    return array(
+        "Q",
+        (
+            xxhash.xxh3_64_intdigest(view[at : at + BLOCK_BYTES])
+            for at in range(0, len(view), BLOCK_BYTES)
+        ),
+    )
