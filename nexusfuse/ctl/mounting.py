@@ -225,7 +225,9 @@ def _unmount(path: Path, mount: Mount, behind: Behind, limit_s: float, *, lazy: 
         if mounts.device_at(mount.path) == "":
             return
     status = {} if dead or lazy else _status(mount)
-    waited_for = [] if dead or lazy else _open_processes(status, behind)
+    daemons = [int(status["pid"])] if status else behind.daemons
+    # Of another pid namespace, say, there are none: unmounting works without.
+    waited_for = [] if dead or lazy else _open(*daemons, behind.supervisor)
     reason = preconditions.detach(path, lazy=lazy or dead)
     if reason is not None:
         raise Failure(_busy(path) or reason)
@@ -234,10 +236,8 @@ def _unmount(path: Path, mount: Mount, behind: Behind, limit_s: float, *, lazy: 
     if dead or lazy:
         return
     # A daemon whose disk is full may not even be able to tell its status.
-    store = Path(
-        status.get("store") or os.fsdecode(mount.source.removeprefix(mounts.SOURCE_PREFIX))
-    )
-    for daemon in [int(status["pid"])] if status else behind.daemons:
+    store = Path(status.get("store") or os.fsdecode(mount.store))
+    for daemon in daemons:
         word = owners.last_word(store / "peers", daemon)
         if word is not None:
             raise Failure(f"{path} is unmounted, but {word}", UNFINISHED)
@@ -285,14 +285,8 @@ def _status(mount: Mount) -> dict[str, str]:
     return status if status.keys() >= {"pid", "store"} else {}
 
 
-def _open_processes(status: dict[str, str], behind: Behind) -> list[tuple[int, int]]:
-    """Return daemon and supervisor, each with a descriptor, as far as they can be told."""
-    daemons = [int(status["pid"])] if status else behind.daemons
-    # Of another pid namespace, say, there are none: unmounting works without.
-    return _open(*daemons, behind.supervisor)
-
-
 def _open(*pids: int | None) -> list[tuple[int, int]]:
+    """Return processes, each with a descriptor, as far as they can be told."""
     found = [(pid, processes.open_process(pid)) for pid in pids if pid is not None]
     return [(pid, process) for pid, process in found if process is not None]
 
