@@ -31,8 +31,6 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     before: int
     """The log's end when it ran."""
     before_hash: bytes
-    after: int
-    """The log's end when it was done."""
     statements: list[tuple[str, tuple[Any, ...]]]
     """Names of statements, and their arguments."""
 

@@ -126,7 +126,7 @@ class Transaction(Reader):
             return False
         assert self.journal is not None
         before_seq, before_hash, _ = self._begun
-        return self.journal.append(Entry(before_seq, before_hash, self._head_seq, statements))
+        return self.journal.append(Entry(before_seq, before_hash, statements))
 
     def commit_waiting(self) -> None:
         """COMMIT, with all that waits for it."""
