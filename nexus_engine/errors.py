@@ -7,7 +7,7 @@
     │                    NameTooLong InvalidName InvalidArgument TooManyLinks StaleInode
     ├── AccessError      PermissionDenied OperationNotPermitted ReadOnly
     ├── ResourceError    NoSpace QuotaExceeded FileTooBig NotSupported TooManyMoments
-    │                    StoreBusy NoXattr XattrTooBig TooManyXattrs
+    │                    StoreBusy NoXattr XattrTooBig TooManyXattrs Interrupted
     ├── ConflictError    InvalidMoment InvalidSelector InvalidCommand NothingToUndo HistoryExpired
     │                    UndoConflict
     ├── IntegrityError   CorruptChunk MissingChunk CorruptMetadata BrokenChain
@@ -142,6 +142,10 @@ class XattrTooBig(ResourceError):
 
 class TooManyXattrs(ResourceError):
     """listxattr(2) has no room for one more name."""
+
+
+class Interrupted(ResourceError):
+    """Long work was told to stop; what it had not committed is rolled back."""
 
 
 class InvalidMoment(ConflictError):

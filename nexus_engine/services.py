@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
 import anyio
@@ -105,10 +106,7 @@ class Services:
             return
         while True:
             dead_share = await self._until_pruning(policy)
-            try:
-                await self._engine.in_peer(partial(_prune, policy, dead_share))
-            except errors.EngineError as error:
-                log.error("pruning: %s; trying again in %s", error, policy.interval)
+            await self._beside("pruning", partial(_prune, policy, dead_share))
 
     async def _until_pruning(self, policy: Retention) -> float:
         """Wait until it is time to prune, or until room is wanted that may be made.
@@ -136,21 +134,27 @@ class Services:
         await self._retire_packs()
 
     async def run_scrub(self) -> None:
-        """Read all content again, now and then, in a thread that stops when this is cancelled."""
+        """Read all content again, now and then."""
         policy = self._store.config.scrub
         if policy is None:
             await anyio.sleep_forever()
             return
         while True:
             await anyio.sleep(min(seconds(policy.interval), SCRUB_LOOK_S))
-            stop = threading.Event()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_set_when_cancelled, stop)
-                try:
-                    await self._engine.in_peer(partial(_scrub_if_due, policy, stop))
-                except errors.EngineError as error:
-                    log.error("scrub: %s; trying again later", error)
-                tasks.cancel_scope.cancel()
+            await self._beside("scrub", partial(_scrub_if_due, policy))
+
+    async def _beside(self, what: str, action: Callable[[threading.Event, Store], None]) -> None:
+        """Run long work in a thread with the store opened again; tell it when this is cancelled."""
+        stop = threading.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_set_when_cancelled, stop)
+            try:
+                await self._engine.in_peer(partial(action, stop))
+            except errors.Interrupted:
+                log.info("%s: stopped; the next run goes on", what)
+            except errors.EngineError as error:
+                log.error("%s: %s; trying again later", what, error)
+            tasks.cancel_scope.cancel()
 
     async def upkeep(self) -> None:
         """Do one round of it."""
@@ -207,8 +211,9 @@ class Services:
             self._store.with_reserve(gc_queries.note_seen, connection, numbers, self._store.owner)
 
 
-def _prune(policy: Retention, dead_share: float, store: Store) -> None:
+def _prune(policy: Retention, dead_share: float, stop: threading.Event, store: Store) -> None:
     actor = Actor(store.path.stat().st_uid, 0, os.getpid(), command="retention")
+    store.stop_on(stop)
     done = prune(store, policy, actor)
     collected = gc.collect(store, dead_share=dead_share)
     log.info(

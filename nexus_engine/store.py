@@ -60,6 +60,8 @@ class Store:
         self._thread = threading.get_ident()
         self._idle_readers: list[Reader] = []
         self._reader_connections: list[Connection] = []
+        self.stopping = threading.Event()
+        """Set when long work on this store is to end."""
         self.peers = path / "peers"
         self.reserve = Reserve(path, config.reserve_mib * _MIB)
         self._lock = claim(self.peers)
@@ -245,6 +247,11 @@ class Store:
         if not self.disk.silent_s:  # else a thread that was left behind may be using it
             self._close_database()
         self._lock.abandon(word)
+
+    def stop_on(self, event: threading.Event) -> None:
+        """Have long work raise `errors.Interrupted` soon after this is set, by any thread."""
+        self.stopping = event
+        self.database.connection.stop_when(event.is_set)
 
     def leave(self) -> None:
         """Close; where that fails, leave the rest to whoever opens the store next."""

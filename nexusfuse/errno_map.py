@@ -61,6 +61,7 @@ ERRNO: dict[type[errors.EngineError], int] = {
     errors.ObjectNotFound: errno.EIO,
     errors.ObjectStoreFailed: errno.EIO,
     errors.StoreHung: errno.ETIMEDOUT,
+    errors.Interrupted: errno.EINTR,
     errors.MetadataFailed: errno.EIO,
     errors.Unfinished: errno.EIO,
 }

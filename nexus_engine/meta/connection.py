@@ -17,6 +17,8 @@ from nexus_engine.meta import schema
 DATABASE_NAME = "meta.db"
 RESTART_WAIT_MS = 2000
 """How long a checkpoint waits for a gap between writers."""
+_STOP_STEPS = 10_000
+"""Steps of a statement between two looks at whether to stop: a millisecond at most."""
 _COPY_PAGES = 1024
 """Pages copied between two looks at how far a copy is."""
 
@@ -37,6 +39,7 @@ _DAMAGED = "meta.db is damaged; restore a backup, or nexus-ctl --store DIR fsck 
 _LEAVES: tuple[tuple[type[Exception], type[errors.EngineError], str], ...] = (
     (apsw.BusyError, errors.StoreBusy, "another process is writing to the store; try again"),
     (apsw.LockedError, errors.StoreBusy, "another process is writing to the store; try again"),
+    (apsw.InterruptError, errors.Interrupted, "told to stop"),
     (apsw.FullError, errors.NoSpace, "no space left for the store's metadata; free some space"),
     (apsw.IOError, errors.MetadataFailed, "the disk failed under the store's metadata"),
     (apsw.PermissionsError, errors.StoreInaccessible, "no permission to use the store"),
@@ -165,6 +168,10 @@ class Connection:
             self._db.executemany(sql, rows)
         except apsw.Error as error:
             raise self._translate(error) from error
+
+    def stop_when(self, wanted: Callable[[], bool]) -> None:
+        """Have long statements fail with `errors.Interrupted` from when ``wanted`` says so."""
+        self._db.set_progress_handler(wanted, _STOP_STEPS)
 
     def changes(self) -> int:
         """Return how many rows the last statement changed."""

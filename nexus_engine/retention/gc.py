@@ -30,7 +30,7 @@ from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.gc_queries import Outgoing, PackUse
 from nexus_engine.owners import describe, writers
 from nexus_engine.recovery import recover
-from nexus_engine.retention.turns import alone
+from nexus_engine.retention.turns import alone, pause
 from nexus_engine.store import Store
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def _await_all(store: Store, numbers: list[int]) -> None:
                 " again"
             )
         recover(store)  # one that died answers no more, but what it began must be finished
-        time.sleep(_POLL_S)
+        pause(store, _POLL_S)
 
 
 def _empty(store: Store, number: int, name: str) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from nexus_engine.recovery import recover
 from nexus_engine.reserve import frees_space
 from nexus_engine.retention import gc
 from nexus_engine.retention.planning import Plan, find_rules, kept_now, plan, suppose
-from nexus_engine.retention.turns import Batches, alone
+from nexus_engine.retention.turns import Batches, alone, pause
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Ino, Path, Seq
 
@@ -125,7 +125,7 @@ def _close_packs(store: Store, planned: Plan) -> Plan:
             return planned._replace(log_upto=max(done, first))
         store.upkeep(log_pruning_queries.close_packs, connection, upto)
         recover(store)
-        time.sleep(_POLL_S)
+        pause(store, _POLL_S)
 
 
 @frees_space

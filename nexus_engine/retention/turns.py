@@ -58,6 +58,16 @@ def alone(store: Store, *, wait_s: float = 0.0) -> Iterator[None]:
         os.close(fd)
 
 
+def pause(store: Store, seconds: float) -> None:
+    """Wait.
+
+    Raises:
+        Interrupted: Whoever wanted this work done wants it to end.
+    """
+    if store.stopping.wait(seconds):
+        raise errors.Interrupted("told to stop")
+
+
 class Batches:
     """Transactions so short that a program which writes meanwhile does not notice."""
 
@@ -77,5 +87,5 @@ class Batches:
         elif took_s < _SHORT_S:
             self.size *= 2
         # SQLite's lock is not fair: who asks again at once gets it again.
-        time.sleep(min(took_s, _PAUSE_MAX_S))
+        pause(store, min(took_s, _PAUSE_MAX_S))
         return result

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path as FilePath
 
+import anyio
+import msgspec
 import pytest
 
 from nexus_engine import errors
@@ -16,6 +19,7 @@ from nexus_engine.fs import namespace
 from nexus_engine.history import snapshots
 from nexus_engine.history.moments import resolve_moment
 from nexus_engine.history.undo import apply_undo, plan_undo
+from nexus_engine.meta import gc_queries
 from nexus_engine.oplog.verify import verify_log
 from nexus_engine.retention import gc
 from nexus_engine.retention.policy import Kept, choose
@@ -226,6 +230,27 @@ async def test_gc_leaves_what_an_open_file_relies_on(
     assert (await beside(world, gc.collect)).packs >= 1
     await world.engine.release(handle)
     assert world.read("new") == same
+    assert check(world.store, deep=True) == []
+
+
+async def test_a_daemon_that_ends_does_not_wait_for_its_pruning(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends its upkeep at the same time, which answers gc: there is nobody left to ask."""
+    caplog.set_level(logging.INFO, "nexus_engine.services")
+    monkeypatch.setattr(gc, "_is_worth_it", lambda *_: True)
+    policy = Retention(keep_all="1d", interval="1s")
+    world.store.config = msgspec.structs.replace(world.store.config, retention=policy)
+    await world.write("file", os.urandom(150_000))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Services(world.engine).run_retention)
+        with anyio.fail_after(gc.WAIT_S / 2):
+            while not gc_queries.retiring_numbers(world.database.connection):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+    assert [record.message for record in caplog.records] == [
+        "pruning: stopped; the next run goes on"
+    ]
     assert check(world.store, deep=True) == []
 
 
