@@ -109,7 +109,8 @@ def _collect(store: Store, dead_share: float, progress: Progress | None) -> Coll
     _sync_others(store)  # what open sessions had stored again: it is in no row, so it goes first
     gc_queries.find_live(connection)
     gc_queries.find_outgoing(connection)
-    retiring = gc_queries.retiring_packs(connection)
+    # Of others that go nobody was asked.
+    retiring = [row for row in gc_queries.retiring_packs(connection) if row[0] in numbers]
     done = Collected(0, 0, 0)
     for count, (number, name, live_bytes) in enumerate(retiring, start=1):
         if live_bytes + _MARGIN_BYTES > store.reserve.usable_bytes():

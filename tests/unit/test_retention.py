@@ -20,6 +20,7 @@ from nexus_engine.history import snapshots
 from nexus_engine.history.moments import resolve_moment
 from nexus_engine.history.undo import apply_undo, plan_undo
 from nexus_engine.meta import gc_queries
+from nexus_engine.meta.connection import Connection
 from nexus_engine.oplog.verify import verify_log
 from nexus_engine.retention import gc
 from nexus_engine.retention.policy import Kept, choose
@@ -230,6 +231,36 @@ async def test_gc_leaves_what_an_open_file_relies_on(
     assert (await beside(world, gc.collect)).packs >= 1
     await world.engine.release(handle)
     assert world.read("new") == same
+    assert check(world.store, deep=True) == []
+
+
+async def test_gc_leaves_a_pack_that_a_purge_beside_it_gives_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes was not asked about that one yet, and an open file relies on it."""
+    await world.write("old", os.urandom(150_000))
+    await world.remove("old")
+    await seal(world)
+    content = os.urandom(150_000)
+    handle, _ = await world.engine.create(*world.place("new"), 0o644, ALICE)
+    await world.engine.write(handle, 0, content)
+    await world.engine.flush(handle)
+    await world.write("kept", os.urandom(150_000))
+    await seal(world)
+    world.clock.now_ns += 40 * DAY
+    prune(world.store, Retention(keep_all="1d"), ALICE)
+    find_live = gc_queries.find_live
+
+    def retire_all_and_find(connection: Connection) -> None:
+        numbers = [number for number, _ in gc_queries.all_packs(connection)]
+        if gc_queries.retiring_numbers(connection):
+            gc_queries.retire(connection, numbers)
+        find_live(connection)
+
+    monkeypatch.setattr(gc_queries, "find_live", retire_all_and_find)
+    assert (await beside(world, partial(gc.collect, dead_share=0.99))).packs == 1
+    await world.engine.release(handle)
+    assert world.read("new") == content
     assert check(world.store, deep=True) == []
 
 
