@@ -32,9 +32,9 @@ def test_completion_scripts_are_printed(mount: Mount) -> None:
 def test_log_follow_prints_what_happens(mount: Mount) -> None:
     """Oldest first, and on until interrupted."""
     (mount.path / "first").touch()
-    follower = subprocess.Popen(
-        [*CTL, "--json", "log", "--follow"], cwd=mount.path, stdout=subprocess.PIPE, text=True
-    )
+    # What runs in the background of a script ignores the signal, and so would this.
+    command = ["env", "--default-signal=INT", *CTL, "--json", "log", "--follow"]
+    follower = subprocess.Popen(command, cwd=mount.path, stdout=subprocess.PIPE, text=True)
     try:
         assert follower.stdout is not None
         paths = [json.loads(follower.stdout.readline())["path"] for _ in range(2)]
