@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from typing import Any, NamedTuple, Protocol
 
 import xxhash
@@ -277,6 +276,12 @@ _FIND_DENTRY_ASOF = (
     "  WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND to_seq > ?4 ORDER BY to_seq LIMIT 1)"
     " WHERE from_seq <= ?4 LIMIT 1"
 )
+_NAMED = f"({_FIND_DENTRY_ASOF})"
+_FIND_CHILD_ASOF = (
+    f"SELECT {_PAST_INODE} FROM inode WHERE ino = {_NAMED} AND from_seq <= ?4 AND nlink > 0"
+    f" UNION ALL SELECT * FROM (SELECT {_PAST_INODE} FROM inode_past"
+    f"  WHERE ino = {_NAMED} AND to_seq > ?4 ORDER BY to_seq LIMIT 1) WHERE from_seq <= ?4 LIMIT 1"
+)
 # Each table is read in its own order and merged: both keys begin with (parent, hash, name).
 _LIST_ASOF = (
     "SELECT hash, name, ino FROM dentry"
@@ -341,17 +346,16 @@ class AsOfReader:
 
     def find_inode(self, ino: Ino) -> Inode | None:
         row = self._one(_FIND_INODE_ASOF, (ino, self.seq))
-        if row is None:
-            return None
-        inode = Inode._make(row)
-        return self._with_derived(inode) if stat.S_ISDIR(inode.mode) else inode
+        return None if row is None else self._with_derived(Inode._make(row))
 
-    def _with_derived(self, directory: Inode) -> Inode:
+    def _with_derived(self, inode: Inode) -> Inode:
         """Put back what a directory's children decide: mtime, ctime, nlink."""
-        changed, time_ns = self._one(_CHILD_CHANGE_ASOF, (directory.ino, self.seq)) or (0, None)
-        subdirectories = (self._one(_SUBDIRECTORIES_ASOF, (directory.ino, self.seq)) or (0,))[0]
-        directory = directory._replace(nlink=2 + subdirectories)
-        if changed <= directory.from_seq or time_ns is None:
+        if not inode.is_dir:
+            return inode
+        changed, time_ns = self._one(_CHILD_CHANGE_ASOF, (inode.ino, self.seq)) or (0, None)
+        subdirectories = (self._one(_SUBDIRECTORIES_ASOF, (inode.ino, self.seq)) or (0,))[0]
+        directory = inode._replace(nlink=2 + subdirectories)
+        if changed <= inode.from_seq or time_ns is None:
             return directory
         return directory._replace(mtime_ns=time_ns, ctime_ns=time_ns)
 
@@ -377,11 +381,15 @@ class AsOfReader:
         return inode
 
     def find_child(self, parent: Ino, name: Name) -> Inode | None:
-        row = self._one(_FIND_DENTRY_ASOF, (parent, name_hash(name), name, self.seq))
-        if row is None:
+        key = (parent, name_hash(name), name, self.seq)
+        found = self._one(_FIND_CHILD_ASOF, key)
+        if found is not None:
+            return self._with_derived(Inode._make(found))
+        named = self._one(_FIND_DENTRY_ASOF, key)
+        if named is None:
             self._require_kept(parent)
             return None
-        return self._get_named(row[0])
+        return self._get_named(named[0])
 
     def _get_named(self, ino: Ino) -> Inode:
         """Return an inode that has a name at this moment.

@@ -54,6 +54,7 @@ EXIT_CODE: dict[type[errors.EngineError], int] = {
     errors.TooManyMoments: TRY_AGAIN,
     errors.TooManyOpenFiles: TRY_AGAIN,
     errors.StoreBusy: TRY_AGAIN,
+    errors.Interrupted: TRY_AGAIN,
     errors.NoXattr: FAILED,
     errors.XattrTooBig: FAILED,
     errors.TooManyXattrs: FAILED,

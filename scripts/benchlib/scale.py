@@ -8,6 +8,7 @@ excuses, the statements behind it are shown with SQLite's plan for them.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import shutil
@@ -42,6 +43,8 @@ PARAMETERS_MAX = 50
 TOLERATED = 1.2
 PAGE = 1000
 SAMPLE = 200
+MOMENTS = 16
+"""Of the past that are looked into at a time."""
 ACTOR = Actor(0, 0, os.getpid(), 1, "bench", 1, "bench")
 
 
@@ -94,9 +97,10 @@ class Grown:
         return len(entries)
 
     def lookup_past(self, entries: list[Entry]) -> int:
-        for entry in entries:
-            seq = Seq(self._rng.randrange(self._head // 2, self._head))
-            self.store.database.as_of(seq).find_child(entry.parent, entry.name)
+        seqs = [Seq(self._rng.randrange(self._head // 2, self._head)) for _ in range(MOMENTS)]
+        views = [self.store.database.as_of(seq) for seq in seqs]
+        for entry, view in zip(entries, itertools.cycle(views), strict=False):
+            view.find_child(entry.parent, entry.name)
         return len(entries)
 
     def list_wide(self, entries: list[Entry]) -> int:
