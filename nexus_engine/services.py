@@ -20,6 +20,8 @@ from nexus_engine.check import scrub as scrubbing
 from nexus_engine.config import Retention, Scrub, parse_bytes, seconds
 from nexus_engine.engine import Engine
 from nexus_engine.meta import gc_queries, log_pruning_queries
+from nexus_engine.owners import is_alone
+from nexus_engine.recovery import recover
 from nexus_engine.retention import gc
 from nexus_engine.retention.prune import prune
 from nexus_engine.store import Store
@@ -28,6 +30,7 @@ from nexus_engine.types import Actor
 log = logging.getLogger(__name__)
 
 UPKEEP_INTERVAL_S = 1.0
+RECOVERY_INTERVAL_S = 5.0
 SETTLE_DELAY_S = 0.02
 """The first of several operations waits for their COMMIT that long."""
 ROOM_PAUSE_S = 60.0
@@ -98,6 +101,13 @@ class Services:
                     log.error("upkeep: %s; trying again", error)
                 failing = str(error)
 
+    async def run_recovery(self) -> None:
+        """Finish what other processes of the store leave when they die, for ever."""
+        while True:
+            await anyio.sleep(RECOVERY_INTERVAL_S)
+            if not is_alone(self._store.peers):
+                await self._beside("recovery", lambda _, store: recover(store))
+
     async def run_retention(self) -> None:
         """Prune by the store's policy, again and again; without one, do nothing for ever."""
         policy = self._store.config.retention
@@ -143,7 +153,7 @@ class Services:
             await anyio.sleep(min(seconds(policy.interval), SCRUB_LOOK_S))
             await self._beside("scrub", partial(_scrub_if_due, policy))
 
-    async def _beside(self, what: str, action: Callable[[threading.Event, Store], None]) -> None:
+    async def _beside(self, what: str, action: Callable[[threading.Event, Store], object]) -> None:
         """Run long work in a thread with the store opened again; tell it when this is cancelled."""
         stop = threading.Event()
         async with anyio.create_task_group() as tasks:

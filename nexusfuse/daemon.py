@@ -152,6 +152,7 @@ async def _serve(
                 for service, *arguments in (
                     (services.run_upkeep,),
                     (services.run_settling,),
+                    (services.run_recovery,),
                     (services.run_retention,),
                     (services.run_scrub,),
                     (_follow_peers, peers, invalidator),

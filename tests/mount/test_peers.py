@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,29 @@ def test_two_mounts_of_one_store_show_each_others_changes(mount: Mount, second: 
     wait_until(lambda: not (first / "a").exists(), "the old name goes")
     (first / "b").unlink()
     wait_until(lambda: not (second / "b").exists(), "the removal arrives")
+
+
+def test_a_mount_finishes_what_another_one_that_died_was_writing(
+    mount: Mount, tmp_path: Path
+) -> None:
+    """What close(2) had returned for shows, without anybody opening the store anew."""
+    other, log = tmp_path / "other", tmp_path / "other.log"
+    other.mkdir()
+    command = [*CTL, "--store", str(mount.store), "mount", "--no-restart", "--log-file", str(log)]
+    subprocess.run([*command, other], check=True, timeout=TIMEOUT_S, capture_output=True)
+    try:
+        pid = mount.json("status", str(other))[0]["pid"]
+        fd = os.open(other / "file", os.O_CREAT | os.O_WRONLY)
+        os.write(fd, b"promised")
+        os.close(os.dup(fd))
+        os.kill(pid, signal.SIGKILL)
+        with suppress(OSError):  # the daemon is gone
+            os.close(fd)
+        wait_until(lambda: (mount.path / "file").read_bytes() == b"promised", "its bytes arrive")
+    finally:
+        subprocess.run(["fusermount3", "-uz", other], check=False, timeout=TIMEOUT_S)
+    assert len(list((mount.store / "peers").glob("*.lock"))) == 1
+    mount.expected_log.append("took over from process")
 
 
 def test_two_mounts_create_one_name_once(mount: Mount, second: Path) -> None:
