@@ -34,7 +34,7 @@ SESSION_EXTENTS_MAX = 4096
 JOINED_PIECES = 65536
 """A file without a name has its pieces, each some hundred bytes of memory, joined at so many."""
 UNNAMED_PIECES_MAX = 1 << 18
-_STORED_MAX = 65536
+_STORED_MAX = 8192
 _COMMIT_BYTES = 512 * 1024
 """What a full disk should still have for the record of what was written."""
 _LOOK_BYTES = 16 * 1024 * 1024
@@ -56,7 +56,8 @@ class Content:
         self._dirty_bytes = 0
         self._room_bytes = 0
         """May be written before the disk is looked at again."""
-        self._stored: dict[tuple[Ino, Seq], int] = {}
+        self._stored: dict[Ino, tuple[Seq, int]] = {}
+        """How many bytes of a file are not holes, as of its content then."""
         self._dirty_limit = store.config.dirty_limit_mib * _MIB
         self.held = Held(store.database)
         self.unlinked: set[Ino] = set()
@@ -161,13 +162,12 @@ class Content:
         """Return how many of a file's bytes are not holes; while it is written, about."""
         if inode.size <= INLINE_BYTES or not inode.is_file:
             return inode.size
-        key = (inode.ino, inode.content_seq)
-        stored = self._stored.get(key)
-        if stored is None:
+        content_seq, stored = self._stored.get(inode.ino, (None, 0))
+        if content_seq != inode.content_seq:
             stored = self._reader.stored_bytes(inode.ino)
             if len(self._stored) >= _STORED_MAX:
                 self._stored.clear()
-            self._stored[key] = stored
+            self._stored[inode.ino] = inode.content_seq, stored
         file = self._files.get(inode.ino)
         if file is not None and file.session is not None:
             stored += file.session.dirty.bytes + sum(e.length for e in file.session.staged.all())
