@@ -202,6 +202,32 @@ async def test_what_was_fsynced_stays_where_a_later_flush_is_lost_in_part(store:
     await engine.close()
 
 
+async def test_what_was_laid_over_lost_content_is_not_laid_over_other_content(store: Path) -> None:
+    """The intent is on the disk; the operation whose content it was laid over is not.
+
+    Finishing another session gives that operation's number away, for the same file.
+    """
+    die(
+        store,
+        *SYNCED_A,
+        "log = engine.store.path / 'meta.db-wal'",
+        "log.with_name('synced').write_bytes(log.read_bytes())",
+        "await engine.write(handle, 0, b'lost')",
+        "await engine.release(handle)",
+        "handle = await engine.open(handle.file.ino, os.O_RDWR, ACTOR)",
+        "await engine.write(handle, 0, b'X')",
+        "await engine.flush(handle)",
+    )
+    (store / "synced").replace(store / "meta.db-wal")
+    engine = Engine.start(store)
+    assert await read(engine, b"a") == b"kept"
+    for seq in range(1, engine.reader.head() + 1):
+        assert await read(engine, b"a", Seq(seq)) in (None, b"", b"kept")
+    assert check(engine.store, deep=True) == []
+    assert verify_log(engine.store.database).holds
+    await engine.close()
+
+
 def test_what_is_not_committed_is_not_said_to_be_on_the_disk(store: Path) -> None:
     """Or the operation that gets its number later would not be looked at after a power loss."""
     opened = Store.open(store)

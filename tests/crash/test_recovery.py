@@ -175,20 +175,85 @@ async def test_what_was_fsynced_outlives_gc_and_its_process(
 
     monkeypatch.setattr(gc_queries, "drop_chunks", drop_what_is_elsewhere)
 
+    await empty_beside(engine, first)
+    assert dropped == [[0, 0]]
+    await die_and_recover(engine, b"kept")
+
+
+async def test_what_was_fsynced_outlives_gc_of_what_it_was_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An intent names all that was written in turn; gc takes what later writes cover."""
+    monkeypatch.setattr(services, "UPKEEP_INTERVAL_S", 0.02)
+    store = tmp_path / "store"
+    Store.create(store, ACTOR).close()
+    engine = Engine.start(store)
+    handle, _ = await engine.create(ROOT_INO, Name(b"file"), 0o644, ACTOR)
+    await engine.write(handle, 0, b"old ")
+    await engine.fsync(handle)
+    (first,) = (store / "packs").iterdir()
+    await begin_new_pack(engine)
+    await engine.write(handle, 0, b"kept")
+    await engine.fsync(handle)
+    await empty_beside(engine, first)
+    await die_and_recover(engine, b"kept")
+
+
+async def test_gc_is_answered_when_what_takes_the_place_of_what_goes_is_durable(
+    tmp_path: Path, synced: dict[Path, int]
+) -> None:
+    """What an open file had in the pack may have been fsynced, and gc goes by the answer."""
+    store = tmp_path / "store"
+    Store.create(store, ACTOR).close()
+    engine = Engine.start(store)
+    handle, _ = await engine.create(ROOT_INO, Name(b"file"), 0o644, ACTOR)
+    await engine.write(handle, 0, b"kept")
+    await engine.fsync(handle)
+    (first,) = (store / "packs").iterdir()
+    await begin_new_pack(engine)
+    (second,) = set((store / "packs").iterdir()) - {first}
+    before = second.stat().st_size
+    retire(engine.store, first)
+    await services.Services(engine).upkeep()
+    assert gc_queries.unseen_packs(engine.store.database.connection, engine.store.owner) == []
+    assert second.stat().st_size > before, "the chunk was stored again"
+    assert synced[second] == second.stat().st_size
+    await engine.release(handle)
+    await engine.close()
+
+
+async def begin_new_pack(engine: Engine) -> None:
+    """Have the pack of now complete, as one that is full."""
+    chunks = engine.store.chunks
+    chunks.finish({pack.pack for pack in chunks.packs_written()})
+    await services.Services(engine).upkeep()
+    assert not engine.store.complete_packs()
+
+
+def retire(store: Store, pack: Path) -> None:
+    connection = store.database.connection
+    numbers = [n for n, name in gc_queries.all_packs(connection) if name == pack.stem]
+    store.upkeep(store.database.in_transaction, lambda c: gc_queries.retire(c, numbers))
+
+
+async def empty_beside(engine: Engine, pack: Path) -> None:
+    """Have another process empty a pack while the engine's upkeep goes on."""
+
     def collect(peer: Store) -> None:
-        connection = peer.database.connection
-        numbers = [number for number, _ in gc_queries.all_packs(connection)]
-        peer.upkeep(peer.database.in_transaction, lambda c: gc_queries.retire(c, numbers))
+        retire(peer, pack)
         assert gc.collect(peer).packs == 1
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(services.Services(engine).run_upkeep)
         await engine.in_peer(collect)
         nursery.cancel_scope.cancel()
-    assert not first.exists()
-    assert dropped == [[0, 0]]
+    assert not pack.exists()
+
+
+async def die_and_recover(engine: Engine, expected: bytes) -> None:
+    """Leave as by kill -9; the next process finds this in the file."""
     engine.store.abandon()
-    engine = Engine.start(store)
-    assert await content(engine, b"file") == b"kept"
+    engine = Engine.start(engine.store.path)
+    assert await content(engine, b"file") == expected
     assert check(engine.store, deep=True) == []
     await engine.close()

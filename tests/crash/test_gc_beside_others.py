@@ -1,0 +1,79 @@
+"""gc beside processes that begin packs and answer it: nothing that is kept goes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path as FilePath
+
+import pytest
+import trio
+
+from nexus_engine.check.fsck import check
+from nexus_engine.engine import Engine
+from nexus_engine.meta import gc_queries
+from nexus_engine.meta.database import Database
+from nexus_engine.retention import gc
+from nexus_engine.services import Services
+from nexus_engine.store import Store
+from nexus_engine.types import ROOT_INO, Name
+from tests.unit.retaining import beside, seal
+from tests.unit.worlds import ALICE, World
+
+FIRST, NEXT = "1" * 32, "2" * 32
+
+
+@pytest.fixture
+async def world(tmp_path: FilePath) -> AsyncIterator[World]:
+    world = World(tmp_path / "store")
+    yield world
+    await world.engine.close()
+
+
+async def test_a_pack_is_its_process_s_before_gc_can_ask_about_it(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gc asks while a thread registers it: told that it is nobody's, gc would wait no longer."""
+    world = World(tmp_path / "store")
+    asked: list[str] = []
+    add_pack = Database.add_pack
+
+    def add_pack_and_ask(self: Database, name: str, owner: str) -> None:
+        add_pack(self, name, owner)
+        if not asked:
+            asked.append(name)
+            numbers = [number for number, _ in gc_queries.all_packs(self.connection)]
+            gc_queries.retire(self.connection, numbers)
+            trio.from_thread.run(Services(world.engine).upkeep)
+
+    monkeypatch.setattr(Database, "add_pack", add_pack_and_ask)
+    await world.store.disk.write(world.store.chunks.put, b"the first of its pack")
+    assert asked
+    handle, _ = await world.engine.create(*world.place("file"), 0o644, ALICE)
+    await world.engine.write(handle, 0, b"promised")
+    await world.engine.fsync(handle)
+    await seal(world)  # gc waits for that
+    await beside(world, gc.collect)
+    world.store.abandon()
+    engine = Engine.start(world.path)
+    inode = engine.reader.find_child(ROOT_INO, Name(b"file"))
+    assert inode is not None
+    assert await engine.read_at(engine.reader, inode, 0, 100) == b"promised"
+    assert check(engine.store, deep=True) == []
+    await engine.close()
+
+
+def test_an_answer_about_a_pack_is_none_about_the_next_of_its_number(
+    tmp_path: FilePath,
+) -> None:
+    """gc would not wait for whoever relies on what is in that one."""
+    store = Store.create(tmp_path / "store", ALICE)
+    database, connection = store.database, store.database.connection
+    database.add_pack(FIRST, store.owner)
+    gc_queries.retire(connection, [1])
+    gc_queries.note_seen(connection, [1], "other")
+    database.remove_pack(FIRST)
+    assert check(store) == []
+    database.add_pack(NEXT, store.owner)
+    gc_queries.retire(connection, [1])
+    assert gc_queries.unseen_packs(connection, "other") == [(1, NEXT)]
+    store.close()
