@@ -101,9 +101,8 @@ class OwnPacks:
         with self._append_lock:
             if self._current is not None and self._current.full:
                 self._current = None  # held open, it would keep its blocks when gc removes it
-        for writer in self._unsealed():
-            if writer.full:
-                self._seal(writer)
+        for writer in self._full():
+            self._seal(writer)
 
     def finish(self, packs: Container[str]) -> bool:
         """Append no more to these packs; tell whether any is here, and not forgotten yet."""
@@ -142,7 +141,7 @@ class OwnPacks:
                 self._sealed.pop(pack, None)
 
     def _open_next(self) -> PackWriter:
-        waiting = self._unsealed()
+        waiting = self._full()
         for writer in waiting[: max(0, len(waiting) - MAX_FULL)]:
             self._seal(writer)
         writer = PackWriter(self._directory, self._new_id().hex)
@@ -156,6 +155,7 @@ class OwnPacks:
                 self._writers.pop(writer.pack, None)
             writer.remove()
             raise
+        writer.registered = True
         return writer
 
     def _seal(self, writer: PackWriter) -> None:
@@ -179,6 +179,10 @@ class OwnPacks:
         """Return the writers, oldest first."""
         with self._lock:
             return list(self._writers.values())
+
+    def _full(self) -> list[PackWriter]:
+        """Return those that are complete, and have the row that says so when they are sealed."""
+        return [writer for writer in self._unsealed() if writer.full and writer.registered]
 
 
 def _info(writer: PackWriter) -> PackInfo:

@@ -49,6 +49,8 @@ class PackWriter:
         """Bytes known to be durable."""
         self.finished = False
         """It gets no further records, though it has room."""
+        self.registered = False
+        """The metadata knows of it."""
         self._sync_lock = threading.Lock()
         self._torn = False
         self._unsure = False

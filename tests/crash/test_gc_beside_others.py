@@ -62,6 +62,26 @@ async def test_a_pack_is_its_process_s_before_gc_can_ask_about_it(
     await engine.close()
 
 
+async def test_a_pack_that_is_given_up_before_it_is_registered_leaves_no_row(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk has all packs of now given up, while a thread waits to register one."""
+    given_up: list[str] = []
+    add_pack = Database.add_pack
+
+    def give_up_and_add_pack(self: Database, name: str, owner: str) -> None:
+        if not given_up:
+            given_up.append(name)
+            trio.from_thread.run(seal, world)
+        add_pack(self, name, owner)
+
+    monkeypatch.setattr(Database, "add_pack", give_up_and_add_pack)
+    await world.store.disk.write(world.store.chunks.put, b"goes into the next")
+    await Services(world.engine).upkeep()
+    (pack,) = (world.path / "packs").iterdir()
+    assert [name for _, name in gc_queries.all_packs(world.database.connection)] == [pack.stem]
+
+
 def test_an_answer_about_a_pack_is_none_about_the_next_of_its_number(
     tmp_path: FilePath,
 ) -> None:

@@ -132,6 +132,28 @@ def test_threads_that_put_different_content_lose_none(harness: Harness) -> None:
     assert sum(kind == KIND_INTENT for kind, _ in records) == len(contents)
 
 
+def test_threads_that_all_begin_a_pack_can_append_to_it(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To register a pack is to wait for the metadata; none is sealed meanwhile."""
+    registering, may_end = threading.Semaphore(0), threading.Event()
+
+    def register(pack: str) -> None:
+        harness.packs.append(pack)
+        registering.release()
+        assert may_end.wait(30)
+
+    monkeypatch.setattr(harness.store._packs, "_on_new_pack", register)
+    contents = [b"%d" % thread for thread in range(THREADS)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        puts = []
+        for content in contents:
+            puts.append(pool.submit(harness.store.put, content))
+            assert registering.acquire(timeout=30)
+        may_end.set()
+    assert [harness.store.read(put.result(), 0, 10) for put in puts] == contents
+
+
 def test_calls_that_want_each_others_chunks_do_not_deadlock(harness: Harness) -> None:
     """And no intent is found before the chunks that it names, whoever stored these."""
     rounds = [[b"%d/%d" % (step, n) * 50 for n in range(6)] for step in range(60)]
