@@ -214,11 +214,11 @@ class Services:
             if unsealed:
                 return  # first these must be sealed; the next round sees to that
         if packs:
-            if await self._content.leave_packs([name for _, name in packs]):
+            names = [name for _, name in packs]
+            if await self._content.leave_packs(names):
                 # What goes may have been fsynced: what takes its place must be as durable.
                 await self._engine.sync()
-            numbers = [number for number, _ in packs]
-            self._store.with_reserve(gc_queries.note_seen, connection, numbers, self._store.owner)
+            self._store.with_reserve(gc_queries.note_seen, connection, names, self._store.owner)
 
 
 def _prune(policy: Retention, dead_share: float, stop: threading.Event, store: Store) -> None:

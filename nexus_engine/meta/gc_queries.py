@@ -123,11 +123,15 @@ def unseen_packs(connection: Connection, owner: str) -> list[tuple[int, str]]:
     )
 
 
-def note_seen(connection: Connection, numbers: Iterable[int], owner: str) -> None:
-    """Say that an owner relies on none of these packs but through rows."""
+def note_seen(connection: Connection, names: Iterable[str], owner: str) -> None:
+    """Say that an owner relies on none of these packs but through rows.
+
+    One that is gone by now is passed over: the next pack may have its number.
+    """
     connection.run_many(
-        "INSERT OR IGNORE INTO pack_seen (pack, owner) VALUES (?, ?)",
-        [(number, owner) for number in numbers],
+        "INSERT OR IGNORE INTO pack_seen (pack, owner)"
+        " SELECT id, ?2 FROM pack WHERE name = ?1 AND retiring",
+        [(name, owner) for name in names],
     )
 
 

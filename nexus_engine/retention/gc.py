@@ -105,12 +105,13 @@ def _collect(store: Store, dead_share: float, progress: Progress | None) -> Coll
     numbers = gc_queries.retiring_numbers(connection)
     if not numbers:
         return Collected(0, 0, 0)
-    _await_all(store, numbers)
+    _await_all(store)
     _sync_others(store)  # what open sessions had stored again: it is in no row, so it goes first
     gc_queries.find_live(connection)
     gc_queries.find_outgoing(connection)
-    # Of others that go nobody was asked.
-    retiring = [row for row in gc_queries.retiring_packs(connection) if row[0] in numbers]
+    # A purge may have marked others since: about those nobody was asked, and what lives in them was
+    # not looked for. Its own collection takes them.
+    retiring = [pack for pack in gc_queries.retiring_packs(connection) if pack[0] in numbers]
     done = Collected(0, 0, 0)
     for count, (number, name, live_bytes) in enumerate(retiring, start=1):
         if live_bytes + _MARGIN_BYTES > store.reserve.usable_bytes():
@@ -153,10 +154,11 @@ def _size(store: Store, name: str) -> int:
         return 0
 
 
-def _await_all(store: Store, numbers: list[int]) -> None:
-    """Wait until nobody's open session relies on these packs."""
+def _await_all(store: Store) -> None:
+    """Wait until nobody's open session relies on packs that go."""
     connection = store.database.connection
-    _change(store, gc_queries.note_seen, numbers, store.owner)
+    ours = [name for _, name in gc_queries.unseen_packs(connection, store.owner)]
+    _change(store, gc_queries.note_seen, ours, store.owner)
     deadline_s = time.monotonic() + WAIT_S
     while True:
         # Who stores nothing, relies on nothing: a command that reads for hours is not asked.
