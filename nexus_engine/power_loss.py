@@ -28,18 +28,15 @@ log = logging.getLogger(__name__)
 _NOBODY = Actor(0, 0, command="recovery")
 
 
-def take_back_lost_content(store: Store, packs: Collection[str], synced: Seq) -> int:
+def take_back_lost_content(store: Store, packs: Collection[str], synced: Seq) -> None:
     """Find chunks that are named and not there; give their files the content from before.
 
     Args:
-        packs: Those that a process which died was appending to.
+        packs: Those that processes which died were appending to.
         synced: Up to this operation everything was on the disk.
-
-    Returns:
-        How many files went back.
     """
     if not packs:
-        return 0
+        return
     seen: set[Digest] = set()
     lost: dict[Digest, list[tuple[Seq, Ino]]] = {}
     for seq, ino, digest in iter_extents_since(store.database.connection, synced):
@@ -50,7 +47,7 @@ def take_back_lost_content(store: Store, packs: Collection[str], synced: Seq) ->
         if digest in lost:
             lost[digest].append((seq, ino))
     if not lost:
-        return 0
+        return
     copies = _find_copies(store, lost)
     first: dict[Ino, Seq] = {}
     for seq, ino in sorted(name for d, names in lost.items() if d not in copies for name in names):
@@ -62,7 +59,6 @@ def take_back_lost_content(store: Store, packs: Collection[str], synced: Seq) ->
             " content from before; nexus-ctl log shows which (kind recover)",
             len(lost) - len(copies), len(first),
         )  # fmt: skip
-    return len(first)
 
 
 def _find_copies(store: Store, lost: Container[Digest]) -> dict[Digest, tuple[Any, ...]]:

@@ -20,7 +20,7 @@ from nexus_engine.cas.pack import KIND_CHUNK, KIND_INTENT, PACK_HEADER_SIZE
 from nexus_engine.fs.extents import ExtentMap
 from nexus_engine.fs.files import Intent, WriteSession, commit_session
 from nexus_engine.meta.transaction import Transaction
-from nexus_engine.owners import owners, take_over
+from nexus_engine.owners import OwnerLock, owners, take_over
 from nexus_engine.power_loss import take_back_lost_content
 from nexus_engine.records import Change, parse_details
 from nexus_engine.reserve import frees_space
@@ -52,28 +52,41 @@ def recover(store: Store) -> Recovered:
     done = Recovered(0, 0, 0)
     alive = False
     end = store.reader.head()
-    for owner, names in packs.items():
-        lock = take_over(store.peers, owner)
-        if lock is None:
-            alive = True
-            continue
-        try:
-            files = take_back_lost_content(store, names, Seq(lock.synced()))
+    dead: list[tuple[OwnerLock, list[str]]] = []
+    try:
+        for owner, names in packs.items():
+            lock = take_over(store.peers, owner)
+            if lock is None:
+                alive = True
+            else:
+                dead.append((lock, names))
+        # Of all of them first: one's intent may rely on a chunk that another one has lost.
+        _take_back(store, dead)
+        while dead:
+            lock, names = dead[0]
             sessions = _take_over(store, names, end)
-        except errors.EngineError:
+            dead.pop(0)
+            lock.release()
+            log.warning(
+                "took over from process %s, which died: %d packs, %d unfinished writes",
+                lock.owner, len(names), sessions,
+            )  # fmt: skip
+            done = Recovered(done.packs + len(names), done.sessions + sessions, 0)
+    except errors.EngineError:
+        for lock, _ in dead:
             lock.abandon()  # still to be taken over from
-            raise
-        lock.release()
-        log.warning(
-            "took over from process %s, which died: %d packs, %d unfinished writes, %d lost",
-            owner, len(names), sessions, files,
-        )  # fmt: skip
-        done = Recovered(done.packs + len(names), done.sessions + sessions, 0)
+        raise
     if not alive:
         for ino in store.database.unlinked_inodes():
             store.upkeep(store.database.drop_unlinked, ino)
             done = done._replace(unlinked=done.unlinked + 1)
     return done
+
+
+def _take_back(store: Store, dead: list[tuple[OwnerLock, list[str]]]) -> None:
+    packs = [name for _, names in dead for name in names]
+    synced = min((lock.synced() for lock, names in dead if names), default=0)
+    take_back_lost_content(store, packs, Seq(synced))
 
 
 class _Found:

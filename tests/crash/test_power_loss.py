@@ -17,7 +17,7 @@ from nexus_engine.fs import namespace
 from nexus_engine.meta import gc_queries
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.oplog.verify import verify_log
-from nexus_engine.owners import take_over
+from nexus_engine.owners import owners, take_over
 from nexus_engine.retention import gc
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Inode, Name, Seq
@@ -225,6 +225,37 @@ async def test_what_was_laid_over_lost_content_is_not_laid_over_other_content(st
         assert await read(engine, b"a", Seq(seq)) in (None, b"", b"kept")
     assert check(engine.store, deep=True) == []
     assert verify_log(engine.store.database).holds
+    await engine.close()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+async def test_what_was_fsynced_stays_where_another_process_lost_what_was_laid_over_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch, reverse: bool
+) -> None:
+    """Whichever of the two is recovered first: the later intent relies on a chunk of the other."""
+    lose_power(
+        store,
+        "other = Engine.start(pathlib.Path(sys.argv[1]))",
+        *SYNCED_A,
+        "theirs, _ = await other.create(ROOT_INO, Name(b'theirs'), 0o644, ACTOR)",
+        "await other.write(theirs, 0, b'same')",
+        "await other.release(theirs)",
+        "await engine.write(handle, 0, b'same')",
+        "await engine.flush(handle)",
+        "for pack in other.store.chunks.packs_written(): print(pack.pack, pack.synced_length)",
+        spared=1,
+    )
+
+    def ordered(peers: Path) -> list[str]:
+        """Only one of them has ever synced."""
+        how_far = {owner: (peers / f"{owner}.lock").read_bytes() for owner in owners(peers)}
+        return sorted(how_far, key=how_far.__getitem__, reverse=reverse)
+
+    monkeypatch.setattr("nexus_engine.recovery.owners", ordered)
+    engine = Engine.start(store)
+    assert await read(engine, b"a") == b"kept"
+    assert await read(engine, b"theirs") == b""
+    assert check(engine.store, deep=True) == []
     await engine.close()
 
 
