@@ -64,8 +64,16 @@ class OwnPacks:
         self._seal_lock = threading.Lock()
         self._lock = threading.Lock()
 
-    def append(self, records: Sequence[bytes]) -> tuple[str, list[int]]:
+    def append(
+        self,
+        records: Sequence[bytes],
+        note: Callable[[str, list[int]], None] = lambda _pack, _offsets: None,
+    ) -> tuple[str, list[int]]:
         """Append the records to one pack, all or none.
+
+        Args:
+            note: Called with what is returned before the pack can be finished: whoever then asks
+                what is in it must hear of these.
 
         Returns:
             The pack's id and the offset of each record.
@@ -80,7 +88,9 @@ class OwnPacks:
                 while (writer is None or writer.full) and self._next:
                     writer = self._current = self._next.pop()
                 if writer is not None and not writer.full:
-                    return writer.pack, writer.append(records)
+                    offsets = writer.append(records)
+                    note(writer.pack, offsets)
+                    return writer.pack, offsets
             # Without the lock: to register a pack is to wait for whoever changes the metadata, and
             # he may be about to append.
             opened = self._open_next()

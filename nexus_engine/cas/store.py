@@ -377,10 +377,15 @@ class ChunkStore:
             records.append(intent_record(intent))
         if not records:
             return
-        pack, offsets = self._packs.append(records)
-        for digest, record, offset, codec in zip(digests, records, offsets, codecs, strict=False):
-            length = len(contents[digest])
-            self._pending[digest] = Location(pack, offset, len(record), length, codec)
+
+        def note(pack: str, offsets: list[int]) -> None:
+            for digest, record, offset, codec in zip(
+                digests, records, offsets, codecs, strict=False
+            ):
+                length = len(contents[digest])
+                self._pending[digest] = Location(pack, offset, len(record), length, codec)
+
+        self._packs.append(records, note)
 
     def _locate(self, digest: Digest) -> Location | None:
         # Pending first: the other way round, a commit between the two looks would hide it.

@@ -7,13 +7,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
+from nexus_engine.cas.own_packs import OwnPacks
 from nexus_engine.engine import Engine
 from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.fs.content import SESSION_EXTENTS_MAX
+from nexus_engine.fs.extents import CHUNK_BYTES
 from nexus_engine.fs.files import Handle
+from nexus_engine.services import Services
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Name
 
@@ -65,10 +70,10 @@ async def reopen(engine: Engine, name: bytes, actor: Actor = ALICE, flags: int =
     return await engine.open(inode.ino, os.O_RDWR | flags, actor)
 
 
-async def content(engine: Engine, name: bytes) -> bytes:
+async def content(engine: Engine, name: bytes, length: int = 1 << 20) -> bytes:
     handle = await reopen(engine, name)
     try:
-        return bytes(await engine.read(handle, 0, 1 << 20))
+        return bytes(await engine.read(handle, 0, length))
     finally:
         await engine.release(handle)
 
@@ -199,6 +204,34 @@ async def test_a_pack_is_not_left_before_what_was_promised_in_it_is_elsewhere(st
     )
     engine = Engine.start(store)
     assert (await content(engine, b"file")).startswith(b"promised")
+    await engine.close()
+
+
+async def test_a_pack_is_not_left_before_it_is_known_what_was_just_put_into_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread appends the chunk that makes it full, and gets no further until it is sealed."""
+    engine = Engine.start(store)
+    handle, _ = await engine.create(ROOT_INO, Name(b"file"), 0o644, ALICE)
+    append = OwnPacks.append
+    packs: list[str] = []
+
+    def append_and_be_slow(self: OwnPacks, *args: Any) -> tuple[str, list[int]]:
+        pack, offsets = append(self, *args)
+        if not packs:
+            packs.append(pack)
+            self.finish(packs)
+            trio.from_thread.run(Services(engine).upkeep)
+        return pack, offsets
+
+    monkeypatch.setattr(OwnPacks, "append", append_and_be_slow)
+    promised = os.urandom(2 * CHUNK_BYTES)
+    await engine.write(handle, 0, promised)
+    await engine.fsync(handle)
+    assert packs
+    engine.store.abandon()
+    engine = Engine.start(store)
+    assert await content(engine, b"file", len(promised)) == promised
     await engine.close()
 
 
