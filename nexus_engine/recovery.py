@@ -29,6 +29,9 @@ from nexus_engine.types import SIZE_MAX, Digest, Ino, Inode, Seq
 
 log = logging.getLogger(__name__)
 
+_END = "end:"
+"""In ``store``, before the name of a process that is being taken over from."""
+
 _decode_intent = msgspec.msgpack.Decoder(Intent).decode
 
 
@@ -51,7 +54,6 @@ def recover(store: Store) -> Recovered:
     packs.pop(store.owner, None)
     done = Recovered(0, 0, 0)
     alive = False
-    end = store.reader.head()
     dead: list[tuple[OwnerLock, list[str]]] = []
     try:
         for owner, names in packs.items():
@@ -60,11 +62,13 @@ def recover(store: Store) -> Recovered:
                 alive = True
             else:
                 dead.append((lock, names))
+        ends = [_note_end(store, lock.owner) for lock, _ in dead]
         # Of all of them first: one's intent may rely on a chunk that another one has lost.
         _take_back(store, dead)
         while dead:
             lock, names = dead[0]
-            sessions = _take_over(store, names, end)
+            sessions = _take_over(store, names, ends.pop(0))
+            store.upkeep(store.database.drop_store_value, _END + lock.owner)
             dead.pop(0)
             lock.release()
             log.warning(
@@ -81,6 +85,18 @@ def recover(store: Store) -> Recovered:
             store.upkeep(store.database.drop_unlinked, ino)
             done = done._replace(unlinked=done.unlinked + 1)
     return done
+
+
+def _note_end(store: Store, owner: str) -> Seq:
+    """Return the log's end as a process that is dead, and the disk, left it.
+
+    A recovery adds to the log, and may be cut short: the next one goes by the first one's note.
+    """
+    end = store.reader.store_value(_END + owner)
+    if end is None:
+        end = store.reader.head()
+        store.upkeep(store.database.set_store_value, _END + owner, end)
+    return Seq(end)
 
 
 def _take_back(store: Store, dead: list[tuple[OwnerLock, list[str]]]) -> None:

@@ -291,6 +291,9 @@ class Database:
     def set_store_value(self, key: str, value: Any) -> None:
         self.connection.run("INSERT OR REPLACE INTO store (key, value) VALUES (?, ?)", (key, value))
 
+    def drop_store_value(self, key: str) -> None:
+        self.connection.run("DELETE FROM store WHERE key = ?", (key,))
+
     def add_content_hash(self, ino: Ino, content_seq: Seq, sha256: bytes) -> None:
         self.connection.run(
             "INSERT OR IGNORE INTO content_hash (ino, content_seq, sha256) VALUES (?, ?, ?)",

@@ -202,7 +202,32 @@ async def test_what_was_fsynced_stays_where_a_later_flush_is_lost_in_part(store:
     await engine.close()
 
 
-async def test_what_was_laid_over_lost_content_is_not_laid_over_other_content(store: Path) -> None:
+# Dies when it has finished a session of a process that died.
+RECOVERING = """
+import os, pathlib, sys
+from nexus_engine import recovery
+from nexus_engine.store import Store
+
+finish = recovery._finish
+
+def finish_and_die(*args):
+    finish(*args)
+    os._exit(9)
+
+recovery._finish = finish_and_die
+recovery.recover(Store.open(pathlib.Path(sys.argv[1])))
+"""
+
+
+def die_recovering(store: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", RECOVERING, store], check=False, timeout=60)
+    assert done.returncode == 9
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_what_was_laid_over_lost_content_is_not_laid_over_other_content(
+    store: Path, interrupted: bool
+) -> None:
     """The intent is on the disk; the operation whose content it was laid over is not.
 
     Finishing another session gives that operation's number away, for the same file.
@@ -219,10 +244,14 @@ async def test_what_was_laid_over_lost_content_is_not_laid_over_other_content(st
         "await engine.flush(handle)",
     )
     (store / "synced").replace(store / "meta.db-wal")
+    if interrupted:
+        die_recovering(store)
     engine = Engine.start(store)
     assert await read(engine, b"a") == b"kept"
     for seq in range(1, engine.reader.head() + 1):
         assert await read(engine, b"a", Seq(seq)) in (None, b"", b"kept")
+    notes = "SELECT key FROM store WHERE key LIKE 'end:%'"
+    assert engine.store.database.connection.all(notes) == []
     assert check(engine.store, deep=True) == []
     assert verify_log(engine.store.database).holds
     await engine.close()
