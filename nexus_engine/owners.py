@@ -219,6 +219,35 @@ def take_over(peers: Path, owner: str) -> OwnerLock | None:
             return OwnerLock(path, fd)
 
 
+@contextlib.contextmanager
+def one_recovery(peers: Path) -> Iterator[bool]:
+    """Keep others from taking over meanwhile; yields whether this one may: no other is at it.
+
+    Waits a moment for one that was killed while it was.
+    """
+    try:
+        fd = os.open(peers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise translate(error, f"use {peers}") from error
+    try:
+        yield _lock_soon(fd)
+    finally:
+        os.close(fd)
+
+
+def _lock_soon(fd: int) -> bool:
+    deadline_s = time.monotonic() + DYING_LIMIT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(0.005)
+        else:
+            return True
+
+
 def _is_dying(pid: int) -> bool:
     """Tell whether a process has been killed but still holds what it had open."""
     try:

@@ -20,7 +20,7 @@ from nexus_engine.cas.pack import KIND_CHUNK, KIND_INTENT, PACK_HEADER_SIZE
 from nexus_engine.fs.extents import ExtentMap
 from nexus_engine.fs.files import Intent, WriteSession, commit_session
 from nexus_engine.meta.transaction import Transaction
-from nexus_engine.owners import OwnerLock, owners, take_over
+from nexus_engine.owners import OwnerLock, one_recovery, owners, take_over
 from nexus_engine.power_loss import take_back_lost_content
 from nexus_engine.records import Change, parse_details
 from nexus_engine.reserve import frees_space
@@ -48,6 +48,13 @@ def recover(store: Store) -> Recovered:
 
     Safe to be interrupted and run again: a session that was committed is found in the log.
     """
+    # Of several that died together after a power loss, one must take over: what they lost is found
+    # before what they began is finished.
+    with one_recovery(store.peers) as ours:
+        return _recover(store) if ours else Recovered(0, 0, 0)
+
+
+def _recover(store: Store) -> Recovered:
     packs: dict[str, list[str]] = {owner: [] for owner in owners(store.peers)}
     for name, owner in store.database.open_packs():
         packs.setdefault(owner, []).append(name)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nexus_engine.owners import claim, owners, take_over
+import pytest
+
+from nexus_engine.owners import claim, one_recovery, owners, take_over
 
 HOLDER = """
 import pathlib, sys
@@ -41,3 +43,12 @@ def test_a_killed_owner_is_taken_over_by_one(tmp_path: Path) -> None:
     assert take_over(tmp_path, owner) is None
     lock.release()
     holder.communicate()
+
+
+def test_one_recovers_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two at once each would take some of those that died together."""
+    monkeypatch.setattr("nexus_engine.owners.DYING_LIMIT_S", 0.05)
+    with one_recovery(tmp_path) as first, one_recovery(tmp_path) as second:
+        assert (first, second) == (True, False)
+    with one_recovery(tmp_path) as third:
+        assert third
