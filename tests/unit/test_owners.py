@@ -29,8 +29,11 @@ def test_a_living_owner_is_not_taken_over(tmp_path: Path) -> None:
     assert owners(tmp_path) == []
 
 
-def test_a_killed_owner_is_taken_over_by_one(tmp_path: Path) -> None:
+def test_a_killed_owner_is_taken_over_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """flock(2): the kernel lets go of a lock when its holder ends, reaped or not."""
+    monkeypatch.setattr("nexus_engine.owners.DYING_LIMIT_S", 0.5)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
