@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from benchlib.report import align, number
@@ -18,6 +21,10 @@ from benchlib.worker import DROP_CACHES, can_drop_caches
 FILES = 1000
 LISTINGS = 100
 UNDOS = 100
+POLICY = "retention: {keep_all: 1s, interval: 1h}\n"
+"""So little that pruning lets go of what was removed a moment ago."""
+GARBAGE_FILES = 2000
+GARBAGE_BYTES = 256 * 1024
 
 Measure = Callable[[Path], Iterator[Callable[[], object]]]
 
@@ -52,12 +59,38 @@ def _undo(directory: Path) -> Iterator[Callable[[], object]]:
         yield partial(write_file, f"{directory}/.nexus/control", b"undo --last 1\n", 0)
 
 
+def _write_beside_gc(directory: Path) -> Iterator[Callable[[], object]]:
+    """Half a gigabyte of removed files goes meanwhile, and every other one lies beside one that
+    stays: gc has as much to copy."""
+    garbage = directory / "garbage"
+    garbage.mkdir()
+    for index in range(GARBAGE_FILES):
+        write_file(f"{garbage}/{index}", os.urandom(GARBAGE_BYTES), os.O_CREAT)
+        if index % 2:
+            os.rename(garbage / f"{index}", directory / f"kept{index}")
+    shutil.rmtree(garbage)
+    time.sleep(2)
+    with ThreadPoolExecutor(1) as pool:
+        pruning = pool.submit(_prune, directory)
+        for index in count():
+            if pruning.done():
+                break
+            yield partial(write_file, f"{directory}/beside{index}", b"x" * 4096, os.O_CREAT)
+        pruning.result()
+
+
+def _prune(directory: Path) -> None:
+    for command in (b"prune\n", b"gc\n"):
+        write_file(f"{directory}/.nexus/control", command, 0)
+
+
 ROWS: dict[str, tuple[Measure, float]] = {
     "open, write 4 KiB, close": (_write, 100),
     "open, read 4 KiB, close: cached": (_read, 5),
     "open, read 4 KiB, close: caches dropped": (_read_cold, 50),
     "list 1,000 files with attributes": (_list, 50),
     "undo of one operation": (_undo, 200),
+    "open, write 4 KiB, close: beside prune and gc": (_write_beside_gc, 100),
 }
 """What is measured, and the limit in milliseconds that 99 of 100 keep."""
 
@@ -72,13 +105,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--nexus-ctl", type=Path, default=default_nexus_ctl(), metavar="PATH")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="nexus-bench-", dir=arguments.directory) as base:
-        system = Nexus(Path(base), arguments.nexus_ctl)
+        store = Path(base) / "store"
+        store.mkdir()
+        (store / "store.yaml").write_text(POLICY)
+        system = Nexus(Path(base), arguments.nexus_ctl, store=store)
         try:
             system.start(None)
             found = {name: _times_ms(measure, system.root) for name, (measure, _) in ROWS.items()}
         finally:
             system.stop()
-    print(align([("", 1), ("milliseconds", 4)], _table(found)))
+    print(align([("", 2), ("milliseconds", 4)], _table(found)))
     return int(any(_percentile(times, 99) > ROWS[name][1] for name, times in found.items()))
 
 
@@ -95,11 +131,11 @@ def _times_ms(measure: Measure, directory: Path) -> list[float]:
 
 
 def _table(found: dict[str, list[float]]) -> list[list[str]]:
-    rows = [["", "median", "p99", "worst", "limit of p99"]]
+    rows = [["", "times", "median", "p99", "worst", "limit of p99"]]
     for name, times in found.items():
         figures = [_percentile(times, 50), _percentile(times, 99), _percentile(times, 100)]
         shown = [number(figure) if times else "-" for figure in figures]
-        rows.append([name, *shown, number(ROWS[name][1])])
+        rows.append([name, f"{len(times):,}", *shown, number(ROWS[name][1])])
     return rows
 
 
