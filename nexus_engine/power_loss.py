@@ -15,8 +15,7 @@ from typing import Any
 
 from nexus_engine import errors
 from nexus_engine.cas.pack import KIND_CHUNK, PACK_HEADER_SIZE
-from nexus_engine.meta import gc_queries
-from nexus_engine.meta.tail_queries import iter_extents_since
+from nexus_engine.meta import gc_queries, tail_queries
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
 from nexus_engine.reserve import frees_space
@@ -39,7 +38,7 @@ def take_back_lost_content(store: Store, packs: Collection[str], synced: Seq) ->
         return
     seen: set[Digest] = set()
     lost: dict[Digest, list[tuple[Seq, Ino]]] = {}
-    for seq, ino, digest in iter_extents_since(store.database.connection, synced):
+    for seq, ino, digest in tail_queries.iter_extents_since(store.database.connection, synced):
         if digest not in seen:
             seen.add(digest)
             if not _is_there(store, packs, digest):
@@ -55,8 +54,8 @@ def take_back_lost_content(store: Store, packs: Collection[str], synced: Seq) ->
     store.transact(_take_back, _NOBODY, set(lost), copies, first)
     if first:
         log.warning(
-            "%d chunks did not reach the disk before the machine stopped: %d files have the"
-            " content from before; nexus-ctl log shows which (kind recover)",
+            "%d chunks did not reach the disk before the machine stopped: %d files have, now or in"
+            " the past, the content from before; nexus-ctl log shows which (kind recover)",
             len(lost) - len(copies), len(first),
         )  # fmt: skip
 
@@ -109,14 +108,12 @@ def _take_back(
     for ino, seq in first.items():
         if not lost.isdisjoint(e.digest for e in tx.extents(ino, 0, SIZE_MAX)):
             _take_back_file(tx, ino, seq)
+        else:
+            _take_back_versions(tx, ino, seq, lost)
 
 
 def _take_back_file(tx: Transaction, ino: Ino, seq: Seq) -> None:
-    then = tx.as_of(Seq(seq - 1)).find_inode(ino)
-    if then is None:
-        size, content_seq = 0, tx.first_seq(ino) or seq
-    else:
-        size, content_seq = then.size, then.content_seq
+    size, content_seq = _content_before(tx, ino, seq)
     tx.rewind_extents(ino, seq)
     tx.rewind_content(ino, seq, size, content_seq)
     now = tx.find_inode(ino)
@@ -125,3 +122,26 @@ def _take_back_file(tx: Transaction, ino: Ino, seq: Seq) -> None:
     tx.add_touched(ino)
     details = {"lost": seq, "content_seq": content_seq, "size": size}
     tx.commit(Change("recover", ino, tx.any_path_of(ino), details=details))
+
+
+def _take_back_versions(tx: Transaction, ino: Ino, seq: Seq, lost: Container[Digest]) -> None:
+    """What was lost had been written over already: the file is whole, some of its past is not."""
+    rows = tail_queries.past_extents(tx.connection, ino, seq)
+    spans = [(begin, end) for begin, end, digest in rows if digest in lost]
+    if not spans:
+        return
+    begin, end = min(spans)[0], max(end for _, end in spans)
+    size, content_seq = _content_before(tx, ino, begin)
+    tx.replace_past_extents(ino, begin, end)
+    tx.rewind_content(ino, begin, size, content_seq, end)
+    tx.add_touched(ino)
+    details = {"lost": begin, "until": end, "content_seq": content_seq, "size": size}
+    tx.commit(Change("recover", ino, tx.any_path_of(ino), details=details))
+
+
+def _content_before(tx: Transaction, ino: Ino, seq: Seq) -> tuple[int, Seq]:
+    """Return size and number of the content that a file had before an operation."""
+    then = tx.as_of(Seq(seq - 1)).find_inode(ino)
+    if then is None:
+        return 0, tx.first_seq(ino) or seq
+    return then.size, then.content_seq

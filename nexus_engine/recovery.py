@@ -220,7 +220,7 @@ def _uncommitted(store: Store, intents: Iterable[Intent]) -> list[Intent]:
         details = parse_details(text)
         if "session" in details:
             committed[details["session"]] = (ino, seq, details["flushes"])
-        elif "lost" in details:
+        elif "lost" in details and "until" not in details:
             # The session ended and its last bytes are lost. What it had synced before is not.
             committed = {
                 session: entry

@@ -39,6 +39,14 @@ REWIND_EXTENTS = (
     " FROM extent_past WHERE ino = ?1 AND to_seq >= ?2",
     "DELETE FROM extent_past WHERE ino = ?1 AND to_seq >= ?2",
 )
+# From ?2 until ?3 a file shows what it showed before; what still shows then began then.
+REPLACE_PAST_EXTENTS = (
+    "DELETE FROM extent_past WHERE ino = ?1 AND from_seq >= ?2 AND to_seq <= ?3",
+    "UPDATE extent_past SET from_seq = ?3 WHERE ino = ?1 AND from_seq >= ?2 AND from_seq < ?3",
+    "UPDATE extent SET from_seq = ?3 WHERE ino = ?1 AND from_seq >= ?2 AND from_seq < ?3",
+    "UPDATE extent_past SET to_seq = ?3 WHERE ino = ?1 AND from_seq < ?2"
+    " AND to_seq >= ?2 AND to_seq < ?3",
+)
 BURY_XATTR = (
     "INSERT INTO xattr_past (ino, name, value, from_seq, to_seq)"
     " SELECT ino, name, value, from_seq, ?3 FROM xattr WHERE ino = ?1 AND name = ?2"

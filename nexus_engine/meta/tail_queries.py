@@ -19,3 +19,11 @@ _EXTENTS_SINCE = " UNION ".join(
 def iter_extents_since(connection: Connection, seq: Seq) -> Iterator[tuple[Seq, Ino, Digest]]:
     """Yield (operation, inode, chunk) of what operations after ``seq`` put into files."""
     return connection.iterate(f"{_EXTENTS_SINCE} ORDER BY 1", (seq,))
+
+
+def past_extents(connection: Connection, ino: Ino, seq: Seq) -> list[tuple[Seq, Seq, Digest]]:
+    """Return (from, until, chunk) of what an inode showed once, from an operation or later on."""
+    return connection.all(
+        "SELECT from_seq, to_seq, digest FROM extent_past WHERE ino = ? AND from_seq >= ?",
+        (ino, seq),
+    )

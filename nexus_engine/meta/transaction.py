@@ -22,6 +22,7 @@ from nexus_engine.meta.reader import OVERLAPPING, AsOfReader, Reader, name_hash
 from nexus_engine.types import (
     NO_INO,
     ROOT_INO,
+    SIZE_MAX,
     Actor,
     Digest,
     Extent,
@@ -32,6 +33,7 @@ from nexus_engine.types import (
     Seq,
 )
 
+_NO_END = Seq(SIZE_MAX)
 _INO_BLOCK = 1024
 _PATHS_MAX = 65536
 _ACTORS_MAX = 4096
@@ -410,17 +412,25 @@ class Transaction(Reader):
         for statement in sql.REWIND_EXTENTS:
             self._run(statement, (ino, seq))
 
-    def rewind_content(self, ino: Ino, seq: Seq, size: int, content_seq: Seq) -> None:
-        """Let every version of an inode from ``seq`` on have this content."""
+    def replace_past_extents(self, ino: Ino, seq: Seq, until: Seq) -> None:
+        """Let a file's content from ``seq`` until ``until`` be what it was before."""
+        self._dirty = True
+        for statement in sql.REPLACE_PAST_EXTENTS:
+            self._run(statement, (ino, seq, until))
+
+    def rewind_content(
+        self, ino: Ino, seq: Seq, size: int, content_seq: Seq, until: Seq = _NO_END
+    ) -> None:
+        """Let every version of an inode with content from ``seq`` until ``until`` have this one."""
         self._dirty = True
         self.touch(ino)
+        span = "ino = ?1 AND content_seq >= ?2 AND content_seq < ?3"
         for table in ("inode", "inode_past"):
             self._run(
-                f"UPDATE {table} SET size = ?3, content_seq = ?4"
-                " WHERE ino = ?1 AND content_seq >= ?2",
-                (ino, seq, size, content_seq),
+                f"UPDATE {table} SET size = ?4, content_seq = ?5 WHERE {span}",
+                (ino, seq, until, size, content_seq),
             )
-        self._run("DELETE FROM content_hash WHERE ino = ? AND content_seq >= ?", (ino, seq))
+        self._run(f"DELETE FROM content_hash WHERE {span}", (ino, seq, until))
 
     def remove_chunk(self, digest: Digest) -> None:
         """Take a chunk out of the index: its bytes are lost."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,6 +167,35 @@ SYNCED_A = (
     "await engine.write(handle, 0, b'kept')",
     "await engine.fsync(handle)",
 )
+
+
+@pytest.mark.parametrize("how", ["os.O_TRUNC", "0"])
+async def test_a_version_that_is_lost_and_was_written_over_shows_what_was_before(
+    store: Path, how: str
+) -> None:
+    """The file shows what the disk has; a look at the moment between does not fail."""
+    lost, newest = random.Random(1).randbytes(700), random.Random(2).randbytes(900)
+    packs = die(
+        store,
+        "await put(b'file', b'old', sync=True)",
+        f"await put(b'file', {lost!r})",
+        "ino = (await engine.lookup(ROOT_INO, Name(b'file'))).ino",
+        f"handle = await engine.open(ino, os.O_RDWR | {how}, ACTOR)",
+        f"await engine.write(handle, 0, {newest!r})",
+        "await engine.release(handle)",
+    )
+    for path, _ in packs:
+        content = path.read_bytes()
+        assert content.count(lost) == 1
+        path.write_bytes(content.replace(lost, bytes(len(lost))))
+    engine = Engine.start(store)
+    assert await read(engine, b"file") == newest
+    shown = [await read(engine, b"file", Seq(seq)) for seq in range(2, engine.reader.head() + 1)]
+    # Made, written, lost, written, and the record of the recovery.
+    assert shown == [b"", b"old", b"old", newest, newest]
+    assert check(engine.store, deep=True) == []
+    assert verify_log(engine.store.database).holds
+    await engine.close()
 
 
 async def test_what_was_fsynced_stays_where_the_end_of_the_session_is_lost(store: Path) -> None:

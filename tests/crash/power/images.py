@@ -76,7 +76,8 @@ class Disk:
             if isinstance(event, NameEvent):
                 ends.setdefault(event.name[0], 0)
             elif isinstance(event, SyncDirectory):
-                ends[event.path] = event.covers
+                # Of two at once, the one that ends later may have begun earlier.
+                ends[event.path] = max(ends.get(event.path, 0), event.covers)
         if rng is None:
             return dict.fromkeys(ends, total)
         return {path: rng.choice((end, rng.randint(end, total))) for path, end in ends.items()}
