@@ -29,7 +29,7 @@ from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import AsOfReader, Listed, View
 from nexus_engine.oplog.tail import Stale, Tail
 from nexus_engine.permissions.acl import NAMES as ACLS
-from nexus_engine.permissions.modes import set_ids_lost
+from nexus_engine.permissions.modes import SET_IDS, set_ids_lost
 from nexus_engine.recovery import recover
 from nexus_engine.store import Store
 from nexus_engine.types import NAME_MAX, ROOT_INO, Actor, FsUsage, Ino, Inode, Name, Seq
@@ -157,9 +157,10 @@ class Engine:
         Args:
             groups: Returns further groups of the actor.
         """
-        if actor.uid != 0 and (new.size, new.uid, new.gid) != (None, None, None):
+        chown = (new.uid, new.gid) != (None, None)
+        if chown or (new.size is not None and actor.uid != 0):
             inode = await self.getattr(ino)
-            lost = _set_ids_lost(inode, actor, groups)
+            lost = _set_ids_lost(inode, actor, groups, chown=chown)
             if lost:
                 mode = inode.mode if new.mode is None else new.mode
                 new = new._replace(mode=mode & ~lost)
@@ -313,16 +314,13 @@ class Engine:
             groups: Returns further groups of the actor.
         """
         inode = self.reader.get_inode(ino)
-        lost = 0
-        if flags & (os.O_ACCMODE | os.O_TRUNC):
-            lost = _set_ids_lost(inode, actor, groups)
-        if lost and flags & os.O_TRUNC:
+        lost = _set_ids_lost(inode, actor, groups) if flags & os.O_TRUNC else 0
+        if lost:
             await self.setattr(ino, NewAttributes(mode=inode.mode & ~lost), actor)
             inode = self.reader.get_inode(ino)
         handle = self.content.open(inode, actor, silent=bool(flags & os.O_NOATIME))
-        if lost and not flags & os.O_TRUNC and not inode.mode & stat.S_IXGRP:
-            # Write requests do not say who writes: who opened the file does.
-            handle.lost_by_writing = lost & stat.S_ISGID
+        if inode.mode & SET_IDS and flags & os.O_ACCMODE:
+            handle.groups = groups()
         if flags & os.O_TRUNC:
             try:
                 await self.content.truncate(handle.file, 0, actor)
@@ -334,12 +332,21 @@ class Engine:
     async def read(self, handle: Handle, offset: int, length: int) -> bytes:
         return await self.content.read(handle, offset, length)
 
-    async def drop_set_ids(self, handle: Handle) -> None:
-        """Take away the mode bits that writing through a handle costs."""
-        lost, handle.lost_by_writing = handle.lost_by_writing, 0
+    def has_set_ids(self, handle: Handle) -> bool:
+        """Whether a file has mode bits that writing to it may cost."""
+        inode = handle.file.inode
+        return inode is None or bool(inode.mode & SET_IDS)
+
+    async def drop_set_ids(self, handle: Handle) -> bool:
+        """Take away the mode bits that writing through a handle costs; tell whether there were any.
+
+        Write requests do not say who writes: who opened the file does.
+        """
         inode = await self.getattr(handle.file.ino)
-        if inode.mode & lost:
+        lost = _set_ids_lost(inode, handle.actor, lambda: handle.groups)
+        if lost:
             await self.setattr(inode.ino, NewAttributes(mode=inode.mode & ~lost), handle.actor)
+        return bool(lost)
 
     async def write(self, handle: Handle, offset: int, data: bytes) -> int:
         return await self.content.write(handle, offset, data)
@@ -533,10 +540,10 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + more
 
 
-def _set_ids_lost(inode: Inode, actor: Actor, groups: Groups) -> int:
-    if not inode.mode & (stat.S_ISUID | stat.S_ISGID):
+def _set_ids_lost(inode: Inode, actor: Actor, groups: Groups, *, chown: bool = False) -> int:
+    if not inode.mode & SET_IDS:
         return 0
-    return set_ids_lost(inode, actor.uid, {actor.gid, *groups()})
+    return set_ids_lost(inode, actor.uid, {actor.gid, *groups()}, chown=chown)
 
 
 def _require_settable(name: bytes) -> None:

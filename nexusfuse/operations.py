@@ -54,10 +54,11 @@ class LiveFile:
         return await self._engine.read(self._handle, offset, length)
 
     async def write(self, offset: int, data: bytes) -> int:
-        if self._handle.lost_by_writing and data:
-            await self._engine.drop_set_ids(self._handle)
-            self._start_soon(forget_attributes, self._handle.file.ino)
-        return await self._engine.write(self._handle, offset, data)
+        handle = self._handle
+        may_cost = data and self._engine.has_set_ids(handle)
+        if may_cost and await self._engine.drop_set_ids(handle):
+            self._start_soon(forget_attributes, handle.file.ino)
+        return await self._engine.write(handle, offset, data)
 
     async def flush(self) -> None:
         await self._engine.flush(self._handle)

@@ -22,6 +22,8 @@ from typing import Any
 import pyfuse3
 import trio
 
+from nexusfuse.handshake import Handshake
+
 FAST_MAX = 32
 """Requests in a row before other tasks get their turn."""
 QUIET_MS = 1
@@ -63,8 +65,9 @@ class UnfairLock:
 class _Lowlevel:
     """``trio.lowlevel``, but for waiting."""
 
-    def __init__(self, under_way: Callable[[], int]) -> None:
+    def __init__(self, under_way: Callable[[], int], handshake: Handshake | None = None) -> None:
         self._under_way = under_way
+        self._handshake = handshake
         self._poll: select.poll | None = None
         self._fast = 0
 
@@ -77,6 +80,10 @@ class _Lowlevel:
         Raises:
             trio.ClosedResourceError: The mount is going away.
         """
+        if self._handshake is not None:
+            self._handshake.before_read(fd)
+            if self._handshake.done:
+                self._handshake = None
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLIN)
@@ -92,7 +99,7 @@ class _Trio:
     """``trio``, but for the lock and the waiting."""
 
     def __init__(self, under_way: Callable[[], int]) -> None:
-        self.lowlevel = _Lowlevel(under_way)
+        self.lowlevel = _Lowlevel(under_way, Handshake())
         self.Lock = UnfairLock
 
     def __getattr__(self, name: str) -> Any:

@@ -8,7 +8,7 @@ finish the session should the process die, without making a version of the file 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import msgspec
@@ -262,7 +262,7 @@ class OpenFile:
 class Handle:
     """An open file description."""
 
-    __slots__ = ("actor", "file", "lost_by_writing", "silent")
+    __slots__ = ("actor", "file", "groups", "silent")
 
     def __init__(self, file: OpenFile, actor: Actor, *, silent: bool) -> None:
         self.file = file
@@ -270,5 +270,5 @@ class Handle:
         """Who opened it: writes carry no identity of their own."""
         self.silent = silent
         """Reading through it leaves the atime alone."""
-        self.lost_by_writing = 0
-        """Mode bits that the first write takes away, and the kernel does not ask for."""
+        self.groups: Collection[int] = ()
+        """Further groups of theirs, where that makes a difference to what a write costs."""

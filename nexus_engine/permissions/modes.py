@@ -16,6 +16,7 @@ from nexus_engine.permissions.acl import ACCESS, Acl
 from nexus_engine.types import Inode
 
 READ, WRITE, SEARCH = 4, 2, 1
+SET_IDS = stat.S_ISUID | stat.S_ISGID
 
 
 def allows(view: View, inode: Inode, want: int, uid: int, gids: Collection[int]) -> bool:
@@ -39,18 +40,18 @@ def allows(view: View, inode: Inode, want: int, uid: int, gids: Collection[int])
     return bits & want == want
 
 
-def set_ids_lost(inode: Inode, uid: int, gids: Collection[int]) -> int:
+def set_ids_lost(inode: Inode, uid: int, gids: Collection[int], *, chown: bool = False) -> int:
     """Return the mode bits that a file loses when somebody changes its content or owner.
 
-    The kernel asks for most of it, but leaves O_TRUNC, and set-group-ID without group execute,
-    to us.
+    Args:
+        chown: The owner or group changes; then root's changes cost them as well.
 
     Source: inode(7); ``setattr_should_drop_suidgid`` of Linux.
     """
-    if uid == 0 or not inode.is_file:
+    if not inode.is_file or (uid == 0 and not chown):
         return 0
     lost = inode.mode & stat.S_ISUID
-    if inode.mode & stat.S_IXGRP or inode.gid not in gids:
+    if inode.mode & stat.S_IXGRP or (uid != 0 and inode.gid not in gids):
         lost |= inode.mode & stat.S_ISGID
     return lost
 

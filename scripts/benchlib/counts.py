@@ -27,7 +27,8 @@ from benchlib.work import QUICK, WORKLOADS, Place
 
 COMMITTED = Path(__file__).with_name("counts.json")
 OPERATIONS = (
-    "create", "stat", "open-read", "overwrite", "rename", "unlink", "mkdir", "rmdir", "list",
+    "create", "stat", "open-read", "overwrite", "append-fsync", "rename", "unlink", "mkdir",
+    "rmdir", "list",
 )  # fmt: skip
 SHARED = ("BEGIN", "COMMIT", "PRAGMA")
 TOLERANCE = 0.05
