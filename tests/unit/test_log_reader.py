@@ -71,7 +71,7 @@ QUERIES: list[tuple[LogQuery, Callable[[Record], bool]]] = [
 
 
 @pytest.mark.usefixtures("scanned")
-@pytest.mark.parametrize(("query", "wanted"), QUERIES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("query", "wanted"), QUERIES, ids=map(str, range(len(QUERIES))))
 @pytest.mark.parametrize("newest_first", [True, False])
 async def test_a_query_finds_what_a_look_at_every_record_finds(
     world: World, query: LogQuery, wanted: Callable[[Record], bool], newest_first: bool
