@@ -359,7 +359,7 @@ class Engine:
         """What the file holds survives a power loss, whoever wrote it."""
         await self.content.flush(handle.file)
         self.store.settle()
-        await self.store.disk.sync(self.store.sync, handle.file.ino)
+        await self.store.disk.sync(self.store.sync, handle.file.ino, self.store.database.state())
 
     async def release(self, handle: Handle) -> None:
         await self.content.release(handle)

@@ -164,17 +164,18 @@ class Store:
 
     # -- durability; from any thread --
 
-    def sync(self, ino: Ino | None = None) -> None:
+    def sync(self, ino: Ino | None = None, state: tuple[int, int] | None = None) -> None:
         """Make everything committed, and every intent, durable. Chunks before what names them.
 
         Args:
             ino: A file; with all its content, also what other processes stored and have not synced.
+            state: See `Database.sync`.
         """
         head = self.database.known_head
         if ino is not None:
             self._rely_on_others(ino)
         self.chunks.sync()
-        self.database.sync()
+        self.database.sync(state)
         self._lock.note_synced(head)
 
     def _rely_on_others(self, ino: Ino) -> None:

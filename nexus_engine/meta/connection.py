@@ -177,6 +177,10 @@ class Connection:
         """Return how many rows the last statement changed."""
         return self._db.changes()
 
+    def total_changes(self) -> int:
+        """Return how many rows this connection ever changed."""
+        return self._db.total_changes()
+
     @contextmanager
     def one_moment(self) -> Iterator[None]:
         """Make all questions inside see the same state, whoever else writes meanwhile."""

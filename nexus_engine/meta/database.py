@@ -46,6 +46,8 @@ class Database:
         self._when_committed: list[Callable[[], None]] = []
         self._before_upkeep = self.settle
         self._unsure = False
+        self._synced: tuple[int, int] | None = None
+        """The `state` that is surely on the disk."""
         """The last sync of the write-ahead log, or a checkpoint, failed."""
         self._second: Connection | None = None
         self.own: set[Seq] | None = None
@@ -302,14 +304,26 @@ class Database:
 
     # -- durability; both from worker threads --
 
-    def sync(self) -> None:
+    def state(self) -> tuple[int, int]:
+        """Return what differs after any change by anybody that is committed."""
+        row = self.connection.one("PRAGMA data_version")
+        return self.connection.total_changes(), row[0] if row else 0
+
+    def sync(self, state: tuple[int, int] | None = None) -> None:
         """Make every committed transaction durable.
 
         With synchronous=NORMAL a commit is a write to the write-ahead log; what FULL would add is
         just this fsync. (A checkpoint syncs what it moves, so the log is all there is to sync.)
+
+        Args:
+            state: Of now or of a moment ago, with nothing waiting for a COMMIT: where that is on
+                the disk already, there is nothing to do.
         """
         with self._sync_lock:
-            self._sync()
+            if self._unsure or state is None or state != self._synced:
+                self._synced = None
+                self._sync()
+                self._synced = state
 
     def _sync(self) -> None:
         path = Path(self.connection.path + "-wal")

@@ -44,11 +44,11 @@ def set_ids_lost(inode: Inode, uid: int, gids: Collection[int], *, chown: bool =
     """Return the mode bits that a file loses when somebody changes its content or owner.
 
     Args:
-        chown: The owner or group changes; then root's changes cost them as well.
+        chown: The owner or group changes: that is root's as well, and not of files alone.
 
     Source: inode(7); ``setattr_should_drop_suidgid`` of Linux.
     """
-    if not inode.is_file or (uid == 0 and not chown):
+    if inode.is_dir or not (chown or (inode.is_file and uid != 0)):
         return 0
     lost = inode.mode & stat.S_ISUID
     if inode.mode & stat.S_IXGRP or (uid != 0 and inode.gid not in gids):

@@ -15,6 +15,7 @@ import pytest
 from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.engine import Engine
 from nexus_engine.errors import ObjectStoreFailed
+from nexus_engine.fs import namespace
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Name
 
@@ -66,6 +67,45 @@ async def test_the_log_is_written_again_after_a_sync_that_failed(
     await engine.fsync(handle)
     assert kernel.failed
     assert kernel.on_disk == log.read_bytes() != b""
+    await engine.release(handle)
+    await engine.close()
+
+
+async def test_the_log_is_synced_when_anybody_has_written_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An fsync of content alone need not wait for it."""
+    path = tmp_path / "store"
+    Store.create(path, ALICE).close()
+    engine = Engine.start(path)
+    log, fsync = path / "meta.db-wal", os.fsync
+    synced: list[bool] = []
+
+    def note(fd: int) -> None:
+        synced.append(os.path.samestat(os.fstat(fd), log.stat()))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", note)
+    handle, _ = await engine.create(ROOT_INO, Name(b"file"), 0o644, ALICE)
+
+    async def syncs_the_log() -> bool:
+        synced.clear()
+        await engine.write(handle, 0, os.urandom(100))
+        await engine.fsync(handle)
+        return any(synced)
+
+    assert await syncs_the_log()
+    assert not await syncs_the_log()
+    await engine.make(ROOT_INO, Name(b"directory"), 0o040755, ALICE)
+    assert await syncs_the_log()
+    assert not await syncs_the_log()
+
+    def make(peer: Store) -> None:
+        peer.transact(namespace.make, ALICE, ROOT_INO, Name(b"other"), 0o040755)
+
+    await engine.in_peer(make)
+    assert await syncs_the_log()
+    assert not await syncs_the_log()
     await engine.release(handle)
     await engine.close()
 

@@ -168,6 +168,21 @@ def test_who_removes_the_capabilities_of_a_program(places: tuple[Path, Path], us
     assert not found, "\n".join(found)
 
 
+def test_a_chown_costs_the_bits_of_what_is_no_file_too(places: tuple[Path, Path]) -> None:
+    """chown(2): of all but directories, by root as well."""
+    found = []
+    for directory in map(prepare, places):
+        fifo, below = directory / "fifo", directory / "below"
+        fifo.unlink(missing_ok=True)
+        below.mkdir(exist_ok=True)
+        os.mkfifo(fifo)
+        for path in (fifo, below):
+            path.chmod(0o6755)
+            os.chown(path, ALICE, TEAM)
+        found.append([state(fifo), state(below)])
+    assert found[0] == found[1]
+
+
 def test_a_capability_that_comes_between_two_writes_goes_with_the_second(
     places: tuple[Path, Path],
 ) -> None:
