@@ -175,6 +175,9 @@ class Transaction(Reader):
             CorruptMetadata: They do not fit the database.
         """
         done = lost = 0
+        # What is known of the log's end may be with them: a COMMIT that failed took them back, or a
+        # read that the disk failed under, which also ends the transaction.
+        self._data_version = -1
         try:
             self._open()
             for entry in sorted(read(), key=lambda entry: entry.before):
