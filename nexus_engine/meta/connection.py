@@ -166,6 +166,10 @@ class Connection:
         """Run a statement once for each row of arguments."""
         if self.intervene is not None:
             self.intervene()
+        self.change_many(sql, rows)
+
+    def change_many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
+        """Run a statement once for each row of arguments, as part of the open transaction."""
         try:
             self._db.executemany(sql, rows)
         except apsw.Error as error:
