@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path as FilePath
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from nexus_engine import errors
 from nexus_engine.clock import Clock
 from nexus_engine.fs import attributes, computed, namespace
 from nexus_engine.fs.attributes import NewAttributes
+from nexus_engine.fs.batches import Batches, NewFile
 from nexus_engine.fs.content import Content, read_extents
 from nexus_engine.fs.files import Handle
 from nexus_engine.history.moments import require_whole
@@ -58,6 +59,7 @@ class Engine:
         self.reader = store.reader
         self.content = Content(store, noatime=noatime)
         self.tail = Tail(store.database)
+        self._batches = Batches(store, self.content, self.tail)
 
     @classmethod
     def start(cls, path: FilePath, *, clock: Clock | None = None, noatime: bool = False) -> Engine:
@@ -350,6 +352,50 @@ class Engine:
 
     async def write(self, handle: Handle, offset: int, data: bytes) -> int:
         return await self.content.write(handle, offset, data)
+
+    async def write_batch(
+        self,
+        files: Sequence[NewFile],
+        actor: Actor,
+        *,
+        groups: Groups = no_groups,
+        kept: Callable[[list[Inode]], None] | None = None,
+    ) -> list[Inode]:
+        """Make many whole files, or put other content into them: much faster than one by one.
+
+        Each becomes what creating or truncating, writing and closing it makes: a new file is one
+        operation, with its content; one that was there gets a ``write``. As for `create` and
+        `open`, whether the actor may is the caller's to check.
+
+        When it returns, all of it survives the death of this process, as after `flush`; `sync`
+        makes it survive a power loss. Files are done in order, in parts of at most 256 files or
+        4 MiB, and of each part all or nothing. So if it raises, or the process dies, the files of
+        some first parts are there, whole, and of the others nothing.
+
+        A caller who serves a cache, as a mount is, has to `catch_up` then: these changes are told
+        to it like those of other processes.
+
+        Args:
+            groups: Returns further groups of the actor.
+            kept: Told the inodes of each part when it is done.
+
+        Returns:
+            The files, in order.
+
+        Raises:
+            NameTooLong, InvalidName, AlreadyExists (a dot): before anything was done.
+            NotFound, NotADirectory, IsADirectory, InvalidArgument, QuotaExceeded, NoSpace: of the
+                part that it is about nothing was done.
+        """
+        inodes: list[Inode] = []
+
+        def note(part: list[Inode]) -> None:
+            inodes.extend(part)
+            if kept is not None:
+                kept(part)
+
+        await self._batches.write(files, actor, groups, note)
+        return inodes
 
     async def flush(self, handle: Handle) -> None:
         """What was written survives the death of this process."""

@@ -15,9 +15,8 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, ParamSpec, TypeVar
 
@@ -80,8 +79,8 @@ class Store:
         self.chunks = ChunkStore(
             self.objects,
             path / "packs",
-            find=partial(self._find_chunk, Reader.find_chunk),
-            find_reusable=partial(self._find_chunk, Reader.find_reusable_chunk),
+            find=self._find_chunk,
+            find_reusable=self._find_reusable_chunks,
             on_new_pack=self._add_pack,
             before_waiting=self._let_others_write,
             cache_bytes=config.chunk_cache_mib * _MIB,
@@ -272,15 +271,21 @@ class Store:
 
     # -- callbacks of the chunk store, which may come from worker threads --
 
-    def _find_chunk(
-        self, find: Callable[[Reader, Digest], tuple[Any, ...] | None], digest: Digest
-    ) -> Location | None:
+    def _find_chunk(self, digest: Digest) -> Location | None:
         if threading.get_ident() == self._thread:
-            row = find(self.reader, digest)
+            row = self.reader.find_chunk(digest)
         else:
             with self._lent_reader() as reader:
-                row = find(reader, digest)
+                row = reader.find_chunk(digest)
         return None if row is None else Location._make(row)
+
+    def _find_reusable_chunks(self, digests: Sequence[Digest]) -> dict[Digest, Location]:
+        if threading.get_ident() == self._thread:
+            found = self.reader.find_reusable_chunks(digests)
+        else:
+            with self._lent_reader() as reader:
+                found = reader.find_reusable_chunks(digests)
+        return {digest: Location._make(row) for digest, row in found.items()}
 
     def _let_others_write(self) -> None:
         # The thread that is to be waited for may register a pack, and wait for our COMMIT.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
-from collections.abc import Callable, Collection, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -68,8 +68,8 @@ class ChunkStore:
         on_new_pack: Called with the id of a pack before the first append to it, so that it
             can be registered. If it raises, so does the `put`.
         before_waiting: Called before a thread waits for what another one is storing.
-        find_reusable: Like ``find``, for what is to be stored: leaves out packs that gc is about
-            to drop.
+        find_reusable: Likewise for what is to be stored, many at a time: leaves out packs that gc
+            is about to drop.
         cache_bytes: Decoded chunks to keep in memory.
         new_id: Makes pack ids.
     """
@@ -82,13 +82,13 @@ class ChunkStore:
         *,
         on_new_pack: Callable[[str], None],
         before_waiting: Callable[[], None] = lambda: None,
-        find_reusable: Callable[[Digest], Location | None] | None = None,
+        find_reusable: Callable[[Sequence[Digest]], Mapping[Digest, Location]] | None = None,
         cache_bytes: int = 64 << 20,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._objects = objects
         self._find = find
-        self._find_reusable = find_reusable or find
+        self._find_reusable = find_reusable or self._find_each
         self._before_waiting = before_waiting
         self._packs = OwnPacks(objects, packs_directory, on_new_pack, new_id)
         self._cache = ChunkCache(cache_bytes)
@@ -138,7 +138,7 @@ class ChunkStore:
         while True:
             mine, others = self._claim(wanted)
             try:
-                new = [digest for digest in mine if not self._is_indexed(digest)]
+                new = self._without_indexed(mine)
                 # With some still on their way in another thread, the intent must wait.
                 payload = intent(digests) if intent is not None and not others else None
                 self._append(new, contents, payload)
@@ -342,14 +342,20 @@ class ChunkStore:
         with self._settled:
             self._settled.wait_for(lambda: self._claimed.isdisjoint(digests))
 
-    def _is_indexed(self, digest: Digest) -> bool:
+    def _without_indexed(self, digests: list[Digest]) -> list[Digest]:
+        """Return those that the index does not have; rely on the others."""
+        if not digests:
+            return digests
         # Asked with the claim in hand: a chunk stops being pending only when the index has
         # it, so that one or the other is seen.
-        location = self._find_reusable(digest)
-        if location is None:
-            return False
-        self.rely_on(location.pack, location.offset + location.stored_length)
-        return True
+        found = self._find_reusable(digests)
+        for location in found.values():
+            self.rely_on(location.pack, location.offset + location.stored_length)
+        return [digest for digest in digests if digest not in found] if found else digests
+
+    def _find_each(self, digests: Sequence[Digest]) -> dict[Digest, Location]:
+        places = ((digest, self._find(digest)) for digest in digests)
+        return {digest: place for digest, place in places if place is not None}
 
     def rely_on(self, pack: str, end: int) -> None:
         """Have `sync` cover a pack up to this byte, also if another process writes it.

@@ -58,7 +58,7 @@ def contents_are_logged(store: Store) -> Iterator[Problem]:
 
 
 def contents_are_what_was_written(store: Store) -> Iterator[Problem]:
-    """The log is chained by hashes, and what it says of a ``write`` binds size and extents."""
+    """The log is chained by hashes, and what it says of content binds size and extents."""
     connection = store.database.connection
     for _, ino, seq, size, logged in check_content_queries.wrong_sizes(connection):
         if not is_genuine(connection, seq):

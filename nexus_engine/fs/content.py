@@ -16,6 +16,7 @@ from nexus_engine.fs.files import (
     WriteSession,
     commit_session,
 )
+from nexus_engine.fs.gate import Gate
 from nexus_engine.fs.quotas import Held
 from nexus_engine.meta.quotas import NOTHING, Usage
 from nexus_engine.reserve import full
@@ -60,11 +61,18 @@ class Content:
         """How many bytes of a file are not holes, as of its content then."""
         self._dirty_limit = store.config.dirty_limit_mib * _MIB
         self.held = Held(store.database)
+        self.naming = Gate()
+        """Held from when chunks are stored that no session knows of until rows name them."""
         self.unlinked: set[Ino] = set()
         """Inodes that lost their last name while open."""
 
     def __contains__(self, ino: object) -> bool:
         return ino in self._files
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether any file has a session."""
+        return any(file.session is not None for file in self._files.values())
 
     # -- handles --
 
@@ -242,9 +250,7 @@ class Content:
         """
         if self._dirty_bytes > self._dirty_limit:
             await self._relieve(self._dirty_limit // 2)
-        self._room_bytes -= len(data)
-        if self._room_bytes < 0 or self._store.reserve.spent:
-            await self._find_room(len(data))
+        await self.require_room(len(data))
         file = handle.file
         await self._split_from_others(file, handle.actor)
         await file.gate.take()
@@ -466,6 +472,16 @@ class Content:
             )
         session.pieces_max = 2 * left
 
+    async def require_room(self, length: int) -> None:
+        """Refuse so many bytes more if the disk has no room for them.
+
+        Raises:
+            NoSpace: Or it would not have enough for what was taken before.
+        """
+        self._room_bytes -= length
+        if self._room_bytes < 0 or self._store.reserve.spent:
+            await self._find_room(length)
+
     async def _find_room(self, length: int) -> None:
         """Refuse now what there would be no room for when the file is closed.
 
@@ -578,6 +594,8 @@ class Content:
             Whether any had to be stored again; they are not durable yet.
         """
         stored = False
+        await self.naming.take()  # what was stored for a batch is in rows then
+        self.naming.give()
         for file in list(self._files.values()):
             await file.gate.take()  # whoever was storing chunks by what it had seen is done then
             try:

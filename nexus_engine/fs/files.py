@@ -20,11 +20,14 @@ from nexus_engine.meta.reader import EXTENT_MAX_BYTES
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
 from nexus_engine.reserve import frees_space
-from nexus_engine.types import SIZE_MAX, Actor, Digest, Extent, Ino, Inode, Seq
+from nexus_engine.types import SIZE_MAX, Actor, Digest, Extent, Ino, Inode, Path, Seq
 
 INTENT_EXTENTS_MAX = 256
 """A session with more staged extents is committed rather than described in an intent."""
 
+
+Locate = Callable[[Digest], tuple[Any, ...] | None]
+"""Tells where a chunk is that the index does not know yet."""
 
 _NUMBER_MAX = 1 << 63
 _DIGEST_BYTES = 32
@@ -190,13 +193,8 @@ class WriteSession:
 
 
 @frees_space
-def commit_session(
-    tx: Transaction, session: WriteSession, locate: Callable[[Digest], tuple[Any, ...] | None]
-) -> Inode | None:
+def commit_session(tx: Transaction, session: WriteSession, locate: Locate) -> Inode | None:
     """Make the session's bytes the file's content: one operation.
-
-    Args:
-        locate: Tells where a chunk is that the index does not know yet.
 
     Returns:
         The inode as it is now; ``None`` if the file has no name any more, and nobody could ever
@@ -205,35 +203,65 @@ def commit_session(
     before = tx.find_inode(session.ino)
     if before is None or before.nlink == 0:
         return None
-    if session.floor is not None and session.floor < before.size:
-        tx.truncate_extents(session.ino, session.floor)
     extents = session.staged.all()
+    enter_chunks(tx, extents, locate)
+    if session.floor == 0:
+        tx.replace_extents(session.ino, extents)
+    else:
+        if session.floor is not None and session.floor < before.size:
+            tx.truncate_extents(session.ino, session.floor)
+        tx.put_extents(session.ino, extents)
+    after = _written(tx, before, session.size_over(before.size), session.mtime_ns)
+    details = {"session": session.id.hex(), "flushes": session.flushes}
+    details |= content_details(after.size, extents)
+    path = tx.any_path_of(session.ino)
+    tx.commit(Change("write", session.ino, path, None, details, _was(before)))
+    return after
+
+
+def commit_whole(
+    tx: Transaction, before: Inode, path: Path, size: int, extents: list[Extent], locate: Locate
+) -> Inode:
+    """Give a file other content, all of it, without a session: one operation.
+
+    Args:
+        path: One of its names.
+    """
+    enter_chunks(tx, extents, locate)
+    tx.replace_extents(before.ino, extents)
+    after = _written(tx, before, size, tx.now_ns)
+    tx.commit(Change("write", before.ino, path, None, content_details(size, extents), _was(before)))
+    return after
+
+
+def enter_chunks(tx: Transaction, extents: list[Extent], locate: Locate) -> None:
+    """Have the index know every chunk that extents name."""
     for digest in {extent.digest for extent in extents}:
         location = locate(digest)
         if location is not None:
             tx.add_chunk(digest, location)
-    tx.put_extents(session.ino, extents)
+
+
+def _written(tx: Transaction, before: Inode, size: int, mtime_ns: int) -> Inode:
+    """Make the version of a file that has new content."""
     after = before._replace(
-        from_seq=tx.seq,
-        size=session.size_over(before.size),
-        mtime_ns=session.mtime_ns,
-        ctime_ns=session.mtime_ns,
-        content_seq=tx.seq,
+        from_seq=tx.seq, size=size, mtime_ns=mtime_ns, ctime_ns=mtime_ns, content_seq=tx.seq
     )
     tx.put_inode(after)
-    details = {
-        "size": after.size,
-        "session": session.id.hex(),
-        "flushes": session.flushes,
-        "extents": len(extents),
-        "sha256": fingerprint(extents),
-    }
+    return after
+
+
+def _was(before: Inode) -> dict[str, Any]:
+    return {"size": before.size, "content_seq": before.content_seq}
+
+
+def content_details(size: int, extents: list[Extent]) -> dict[str, Any]:
+    """Return what a record says of the bytes that its operation laid down."""
+    details = {"size": size, "extents": len(extents), "sha256": fingerprint(extents)}
     if len(extents) == 1:
         # The digest of the chunk alone does not say where in the file it lies.
         details["range"] = [extents[0].start, extents[0].length]
-    was = {"size": before.size, "content_seq": before.content_seq}
-    tx.commit(Change("write", session.ino, tx.any_path_of(session.ino), None, details, was))
-    return after
+    return details
 
 
 def fingerprint(extents: list[Extent]) -> str:

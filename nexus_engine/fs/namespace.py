@@ -65,6 +65,35 @@ def make(
     if target is not None and not 0 < len(target) <= SYMLINK_MAX:
         raise errors.NameTooLong(f"link target of {len(target)} bytes; at most {SYMLINK_MAX}")
 
+    default = None if target is not None else tx.find_xattr(parent, acl.DEFAULT)
+    if default is not None and before_umask is not None:
+        mode = mode & ~0o777 | before_umask() & 0o777
+    inode = add_inode(tx, directory, default, name, mode, rdev=rdev, target=target)
+    tx.touch_directory(parent, subdirectories=1 if inode.is_dir else 0)
+    kind = _KINDS.get(stat.S_IFMT(mode), "mknod")
+    details = {"mode": inode.mode}
+    tx.commit(Change(kind, inode.ino, tx.path_of(parent, name), details=details))
+    return inode
+
+
+def add_inode(
+    tx: Transaction,
+    directory: Inode,
+    default: bytes | None,
+    name: Name,
+    mode: int,
+    *,
+    rdev: int = 0,
+    target: bytes | None = None,
+    size: int = 0,
+) -> Inode:
+    """Make an inode with the group, mode and ACLs that its directory gives it; reads nothing.
+
+    Args:
+        default: The directory's default ACL.
+        name: Free. That the directory changed, and the record, are left to the caller.
+        size: Of a file that comes with its content.
+    """
     actor, now = tx.actor, tx.now_ns
     gid = actor.gid
     is_dir = stat.S_ISDIR(mode)
@@ -72,11 +101,8 @@ def make(
         gid = directory.gid
         if is_dir:
             mode |= stat.S_ISGID
-    default = None if target is not None else tx.find_xattr(parent, acl.DEFAULT)
     access = None
     if default is not None:
-        if before_umask is not None:
-            mode = mode & ~0o777 | before_umask() & 0o777
         mode, access = acl.Acl.parse(default).inherited(mode)
     inode = Inode(
         ino=tx.new_ino(),
@@ -86,7 +112,7 @@ def make(
         gid=gid,
         nlink=2 if is_dir else 1,
         rdev=rdev,
-        size=len(target) if target is not None else 0,
+        size=len(target) if target is not None else size,
         atime_ns=now,
         mtime_ns=now,
         ctime_ns=now,
@@ -99,10 +125,7 @@ def make(
         tx.put_xattr(inode.ino, acl.DEFAULT, default)
     if access is not None and not access.is_minimal:
         tx.put_xattr(inode.ino, acl.ACCESS, access.encode())
-    tx.add_dentry(parent, name, inode)
-    tx.touch_directory(parent, subdirectories=1 if is_dir else 0)
-    kind = _KINDS.get(stat.S_IFMT(mode), "mknod")
-    tx.commit(Change(kind, inode.ino, tx.path_of(parent, name), details={"mode": mode}))
+    tx.add_dentry(directory.ino, name, inode)
     return inode
 
 

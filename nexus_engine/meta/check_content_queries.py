@@ -117,7 +117,7 @@ def contents_of(connection: Connection, ino: Ino, limit: int) -> list[Seq]:
 
 
 def wrong_sizes(connection: Connection) -> Iterator[tuple[str, Ino, Seq, int, int]]:
-    """Yield (table, ino, content_seq, size, what the log says) where a ``write`` says otherwise.
+    """Yield (table, ino, content_seq, size, what the log says) where a record says otherwise.
 
     What a purge or a recovery took back from a file is not the log's to tell.
     """
@@ -125,7 +125,8 @@ def wrong_sizes(connection: Connection) -> Iterator[tuple[str, Ino, Seq, int, in
         for row in connection.iterate(
             "SELECT v.ino, v.content_seq, v.size, CASE WHEN json_valid(o.details)"
             f" THEN o.details ->> 'size' END AS logged FROM {table} v"
-            " JOIN oplog o ON o.seq = v.content_seq AND o.kind = 'write' AND o.ino = v.ino"
+            " JOIN oplog o ON o.seq = v.content_seq AND o.kind IN ('write', 'create')"
+            " AND o.ino = v.ino"
             " WHERE logged <> v.size AND v.ino NOT IN (SELECT t.ino FROM oplog p"
             "  JOIN touched t ON t.seq = p.seq WHERE p.kind IN ('purge', 'recover'))"
         ):
@@ -146,7 +147,7 @@ class Written(NamedTuple):
 
 
 def iter_written(connection: Connection) -> Iterator[Written]:
-    """Yield what ``write`` operations laid down or made the content of a file, file by file.
+    """Yield what operations that say so laid down or made the content of a file, file by file.
 
     Remainders of what an operation cut in two bear its number, too: then there are more.
     """
@@ -171,7 +172,7 @@ def _logged(connection: Connection, ino: Ino, groups: dict[Seq, list[Extent]]) -
     for seq, extents in groups.items():
         row = connection.one(
             "SELECT details ->> 'extents', details ->> 'sha256', details ->> 'range' FROM oplog"
-            " WHERE seq = ? AND kind = 'write' AND ino = ? AND json_valid(details)"
+            " WHERE seq = ? AND kind IN ('write', 'create') AND ino = ? AND json_valid(details)"
             " AND typeof(details ->> 'extents') = 'integer'"
             " AND typeof(details ->> 'sha256') = 'text'",
             (seq, ino),

@@ -98,6 +98,8 @@ class Connection:
         """Called before something is changed that is no part of the transaction that is open."""
         self.resume: Callable[[], None] | None = None
         """Called before something is read, while something that was done does not show here."""
+        self.note_failure: Callable[[], None] | None = None
+        """Called when a statement failed: that may have ended the transaction, whatever it was."""
         try:
             # Reads and writes run inline in the event loop: never wait for another process's lock
             # here, the caller retries when it can.
@@ -164,6 +166,10 @@ class Connection:
         """Run a statement once for each row of arguments."""
         if self.intervene is not None:
             self.intervene()
+        self.change_many(sql, rows)
+
+    def change_many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
+        """Run a statement once for each row of arguments, as part of the open transaction."""
         try:
             self._db.executemany(sql, rows)
         except apsw.Error as error:
@@ -297,6 +303,8 @@ class Connection:
 
     def _translate(self, error: Exception) -> Exception:
         """See ``translate``. What the system said, SQLite keeps for itself but for a full disk."""
+        if self.note_failure is not None:
+            self.note_failure()
         if isinstance(error, apsw.IOError) and self._db.system_errno == errno.EDQUOT:
             return errors.NoSpace(f"no space left for the store's metadata: disk quota ({error})")
         return translate(error)

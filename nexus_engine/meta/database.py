@@ -112,6 +112,7 @@ class Database:
         self._transaction.journal = journal
         self._transaction.may_wait = may_wait
         self._before_upkeep = settle
+        self.connection.note_failure = self._note_interruption
 
     @property
     def waiting(self) -> int:
@@ -155,11 +156,16 @@ class Database:
         else:
             action()
 
+    def _note_interruption(self) -> None:
+        # Who reads must not find undone what programs were told is done: an error is honest.
+        if self.is_interrupted:
+            self.connection.resume = self._before_upkeep
+
     def _look_after_waiting(self) -> None:
         if self._transaction.waiting:
             self.connection.intervene = self._before_upkeep
-            # Who reads must not find undone what programs were told is done: an error is honest.
-            self.connection.resume = self._before_upkeep if self.is_interrupted else None
+            self.connection.resume = None
+            self._note_interruption()
         elif self._when_committed:
             actions, self._when_committed = self._when_committed, []
             for action in actions:

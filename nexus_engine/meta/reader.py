@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import xxhash
@@ -24,6 +25,12 @@ _FIND_CHILD = (
     f"SELECT {_INODE} FROM dentry d JOIN inode i ON i.ino = d.ino"
     " WHERE d.parent = ? AND d.hash = ? AND d.name = ?"
 )
+_MANY = 64
+_ANY_OF_MANY = f"IN ({', '.join('?' * _MANY)})"
+_FIND_CHILDREN = (
+    f"SELECT d.name, {_INODE} FROM dentry d JOIN inode i ON i.ino = d.ino"
+    f" WHERE d.parent = ? AND d.hash {_ANY_OF_MANY}"
+)
 _FIND_DENTRY = (
     "SELECT parent, name, ino, kind, from_seq FROM dentry"
     " WHERE parent = ? AND hash = ? AND name = ?"
@@ -43,6 +50,11 @@ _PACKS_OF_OTHERS = (
     " CROSS JOIN chunk c ON c.digest = e.digest CROSS JOIN pack p ON p.id = c.pack"
     " WHERE e.ino = ? AND e.from_seq > ? AND p.owner <> ? GROUP BY p.name"
 )
+_REUSABLE_CHUNK = (
+    "SELECT c.digest, p.name, c.offset, c.stored_length, c.length, c.codec FROM chunk c"
+    " JOIN pack p ON p.id = c.pack WHERE c.digest = ? AND NOT p.retiring"
+)
+_REUSABLE_CHUNKS = _REUSABLE_CHUNK.replace("= ?", _ANY_OF_MANY)
 OVERLAPPING = (
     # They are disjoint: to the left of a range one at most reaches into it. In a window of the
     # longest extent there may be millions.
@@ -118,6 +130,11 @@ class Reader:
     def find_child(self, parent: Ino, name: Name) -> Inode | None:
         row = self._one(_FIND_CHILD, (parent, name_hash(name), name))
         return None if row is None else Inode._make(row)
+
+    def find_children(self, parent: Ino, names: Sequence[Name]) -> dict[Name, Inode]:
+        """Return what some names mean, of those that mean anything; perhaps others as well."""
+        rows = self._of_many(_FIND_CHILDREN, (parent,), [name_hash(name) for name in names])
+        return {row[0]: Inode._make(row[1:]) for row in rows}
 
     def find_dentry(self, parent: Ino, name: Name) -> Dentry | None:
         row = self._one(_FIND_DENTRY, (parent, name_hash(name), name))
@@ -208,13 +225,23 @@ class Reader:
             (digest,),
         )
 
-    def find_reusable_chunk(self, digest: Digest) -> tuple[Any, ...] | None:
-        """Return likewise a chunk that new files may rely on: its pack stays."""
-        return self._one(
-            "SELECT p.name, c.offset, c.stored_length, c.length, c.codec FROM chunk c"
-            " JOIN pack p ON p.id = c.pack WHERE c.digest = ? AND NOT p.retiring",
-            (digest,),
-        )
+    def find_reusable_chunks(self, digests: Sequence[Digest]) -> dict[Digest, tuple[Any, ...]]:
+        """Return likewise those of some chunks that new files may rely on: their packs stay."""
+        if len(digests) == 1:
+            rows = self._all(_REUSABLE_CHUNK, (digests[0],))
+        else:
+            rows = self._of_many(_REUSABLE_CHUNKS, (), digests)
+        return {row[0]: row[1:] for row in rows}
+
+    def _of_many(
+        self, sql: str, first: tuple[Any, ...], keys: Sequence[Any]
+    ) -> list[tuple[Any, ...]]:
+        """Return the rows for many keys: asked one by one, each costs several times as much."""
+        rows: list[tuple[Any, ...]] = []
+        for start in range(0, len(keys), _MANY):
+            asked = tuple(keys[start : start + _MANY])
+            rows += self._all(sql, first + asked + asked[-1:] * (_MANY - len(asked)))
+        return rows
 
     def packs_of_others(self, ino: Ino, owner: str, after: Seq) -> list[tuple[str, int]]:
         """Return where a file's content of after an operation is, if others append there.

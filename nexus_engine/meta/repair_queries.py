@@ -217,9 +217,9 @@ def origin(connection: Connection, ino: int) -> Origin | None:
 
 
 def logged_size(connection: Connection, ino: int) -> int | None:
-    """Return the size that the last ``write`` of a file left it with. Reads all of the log."""
+    """Return the size that the last record of a file's content says. Reads all of the log."""
     row = connection.one(
-        "SELECT details ->> 'size' FROM oplog WHERE ino = ? AND kind = 'write'"
+        "SELECT details ->> 'size' FROM oplog WHERE ino = ? AND kind IN ('write', 'create')"
         " AND json_valid(details) ORDER BY seq DESC LIMIT 1",
         (ino,),
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from nexus_engine.meta.connection import detail
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import resolve
 from nexus_engine.types import NO_INO, Ino, Name, Path, Seq
+
+_UNKNOWN = -1
 
 
 class Stale(NamedTuple):
@@ -30,6 +33,13 @@ class Tail:
 
     def _data_version(self) -> int:
         return int((self._connection.one("PRAGMA data_version") or (0,))[0])
+
+    def expose(self, seqs: Iterable[Seq]) -> None:
+        """Have the next `poll` tell of operations of this process: caches do not know of them."""
+        own = self._database.own
+        assert own is not None
+        own.difference_update(seqs)
+        self._version = _UNKNOWN
 
     def poll(self) -> Stale | None:
         """Return what foreign operations since the last call made stale, ``None`` if nothing.

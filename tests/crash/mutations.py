@@ -17,6 +17,7 @@ import anyio.to_thread
 from nexus_engine import commands, errors
 from nexus_engine.commands import Request, ignore_progress
 from nexus_engine.engine import Engine
+from nexus_engine.fs.batches import NewFile
 from nexus_engine.fs.files import Handle
 from nexus_engine.history import snapshots
 from nexus_engine.permissions.acl import ACCESS
@@ -213,6 +214,12 @@ async def _create(scene: Scene) -> None:
     scene.handles["empty/new"], _ = await scene.engine.create(*place, 0o640, scene.actor)
 
 
+async def _batch(content: bytes, scene: Scene) -> None:
+    paths = ("empty/new", "a/one", "empty/newer", "b/one")
+    files = [NewFile(*scene.place(path), path.encode() + content) for path in paths]
+    await scene.engine.write_batch(files, scene.actor)
+
+
 async def _truncating_open(scene: Scene) -> None:
     await scene.open_file("a/one", os.O_WRONLY | os.O_TRUNC)
 
@@ -357,6 +364,9 @@ MUTATIONS = (
     Mutation(
         "release of an unlinked file", partial(_release, "a/one"), _unlinked_while_open, _settle
     ),
+    Mutation("batch", partial(_batch, b"new"), partial(_flushed, "a/one", b"unfinished")),
+    Mutation("batch of much", partial(_batch, b"m" * 900_000)),
+    Mutation("batch below a quota", partial(_batch, b"new"), _quota_set),
     Mutation("settling", _settle, partial(_flushed, "a/one", b"new")),
     Mutation("checkpoint", _checkpoint, in_parts=True),
     Mutation("upkeep with a complete pack", _upkeep, _pack_is_complete, in_parts=True),

@@ -20,6 +20,7 @@ from nexus_engine.check.fsck import check
 from nexus_engine.engine import Engine
 from nexus_engine.fs.quotas import set_quota
 from nexus_engine.meta.journal import HEADER
+from nexus_engine.meta.schema import TABLES
 from nexus_engine.oplog.verify import verify_log
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Name
@@ -237,6 +238,26 @@ async def test_a_commit_that_fails_loses_nothing(tmp_path: Path, error: int, las
     async with engine_of(store) as engine:
         assert await names_of(engine) == [b"one", b"three", b"two"]
         require_sound(engine.store)
+
+
+async def test_a_read_that_fails_takes_nothing_back(tmp_path: Path) -> None:
+    """SQLite ends the transaction, whatever the statement: sqlite.org/lang_transaction.html."""
+    Store.create(tmp_path / "store", ACTOR).close()
+    with failing_io(tmp_path) as io:
+        async with engine_of(tmp_path / "store") as engine:
+            engine.store.let_wait(lambda: None)
+            await engine.make(ROOT_INO, Name(b"waits"), 0o100644, ACTOR)
+            connection = engine.store.database.connection
+            io.arm(Fault("of the disk", errno.EIO), 1)
+            with pytest.raises(errors.MetadataFailed):
+                connection.all(" UNION ".join(f"SELECT count(*) FROM {name}" for name in TABLES))
+            io.heal()
+            assert engine.store.database.is_interrupted
+            assert await names_of(engine) == [b"waits"]
+            await engine.make(ROOT_INO, Name(b"later"), 0o100644, ACTOR)
+            engine.store.settle()
+            assert sorted(await names_of(engine)) == [b"later", b"waits"]
+            require_sound(engine.store)
 
 
 async def test_a_journal_runs_nothing_but_its_own_statements(store: Path) -> None:

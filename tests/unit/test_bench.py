@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchlib import chart, content, counting, handlers, report
+from benchlib import batches, chart, content, counting, handlers, report
 from benchlib.report import Failure, Results, Sample, SystemInfo, WorkloadInfo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,6 +169,13 @@ def test_quick_run_measures_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert "create" in done.stdout
     assert list(disk.iterdir()) == []
     assert str(disk) not in Path("/proc/self/mountinfo").read_text()
+
+
+async def test_a_batch_is_measured_beside_single_writes(tmp_path: Path) -> None:
+    costs = await batches.measure(tmp_path, count=3, rounds=1)
+    assert len(costs) == 4
+    assert all(cost > 0 for pair in costs.values() for way in pair for cost in way)
+    assert all(what in batches.table(costs) for what in costs)
 
 
 async def test_each_request_is_asked_of_handler_and_engine(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -192,13 +192,13 @@ def test_whoever_waits_for_a_put_that_fails_puts_it_himself(
     may_fail = threading.Event()
     failures: list[Digest] = []
 
-    def find(digest: Digest) -> Location | None:
+    def find(digests: Sequence[Digest]) -> dict[Digest, Location]:
         if not failures:
-            failures.append(digest)
+            failures.extend(digests)
             asked.release()
             assert may_fail.wait(30)
             raise StoreInaccessible("injected")
-        return None
+        return {}
 
     monkeypatch.setattr(store, "_find_reusable", find)
     with ThreadPoolExecutor(2) as pool:

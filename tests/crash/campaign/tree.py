@@ -85,8 +85,9 @@ class Tree:
         """Do what a call did that returned, or would have done."""
         match step:
             case ["create", path]:
-                self._open[path] = self.files[path] = File(len(self.made))
-                self.made.append(self.files[path])
+                self._open[path] = self._add(path)
+            case ["put", path, seed, length]:
+                self._add(path).pending.append((0, content_of(seed, length)))
             case ["open" | "open-truncate" as how, path]:
                 self._open[path] = self.files[path]
                 if how == "open-truncate":
@@ -121,6 +122,11 @@ class Tree:
                 pass
             case _:
                 raise ValueError(step)
+
+    def _add(self, path: str) -> File:
+        file = self.files[path] = File(len(self.made))
+        self.made.append(file)
+        return file
 
     def _remove(self, path: str) -> None:
         if self.files.pop(path, None) is None:

@@ -19,6 +19,7 @@ import trio
 from nexus_engine import errors
 from nexus_engine.engine import Engine
 from nexus_engine.fs.attributes import NewAttributes
+from nexus_engine.fs.batches import NewFile
 from nexus_engine.fs.files import Handle
 from nexus_engine.services import Services
 from nexus_engine.types import ROOT_INO, Actor, Ino, Name
@@ -61,6 +62,9 @@ class EngineHands:
             self._noted(["gc"])
 
     def put(self, path: str, seed: int, length: int) -> None:
+        if self._rng.random() < 0.5:
+            self.do("put", path, seed, length)
+            return
         self.do("create", path)
         self.do("write", path, 0, seed, length)
         self.do("close", path)
@@ -84,6 +88,9 @@ class EngineHands:
             case ["create", path]:
                 parent, name = await self._split(path)
                 self._handles[path], _ = await engine.create(parent, name, 0o644, ACTOR)
+            case ["put", path, seed, length]:
+                file = NewFile(*await self._split(path), content_of(seed, length))
+                await engine.write_batch([file], ACTOR)
             case ["open" | "open-truncate" as how, path]:
                 self._handles[path] = await engine.open(await self._ino(path), FLAGS[how], ACTOR)
             case ["write", path, offset, seed, length]:
