@@ -41,6 +41,21 @@ SCRUB_LOOK_S = 3600.0
 _DAMAGE_LOGGED = 100
 
 
+class _Failures:
+    """Logs what goes wrong again and again once for each reason."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, str] = {}
+
+    def failed(self, what: str, error: errors.EngineError, outlook: str) -> None:
+        if self._last.get(what) != str(error):
+            log.error("%s: %s; %s", what, error, outlook)
+        self._last[what] = str(error)
+
+    def done(self, what: str) -> None:
+        self._last.pop(what, None)
+
+
 class Services:
     """The services of one engine."""
 
@@ -51,11 +66,11 @@ class Services:
         self._synced = (time.monotonic(), engine.reader.head())
         self._made_room_s = float("-inf")
         self._was_full = False
+        self._failures = _Failures()
 
     async def run_settling(self) -> None:
         """Have operations that come close together share a COMMIT, for ever."""
         waiting = anyio.Event()
-        failing = ""
 
         def note_waiting() -> None:
             waiting.set()
@@ -73,11 +88,9 @@ class Services:
                 waiting = anyio.Event()
                 try:
                     self._store.settle()
-                    failing = ""
+                    self._failures.done("commit")
                 except errors.EngineError as error:
-                    if str(error) != failing:
-                        log.error("%s; what was done waits in the journal", error)
-                    failing = str(error)
+                    self._failures.failed("commit", error, "what was done waits in the journal")
                     waiting.set()
                     await anyio.sleep(UPKEEP_INTERVAL_S)
         finally:
@@ -85,21 +98,18 @@ class Services:
 
     async def run_upkeep(self) -> None:
         """Sync, seal long sessions and shorten the write-ahead log, for ever."""
-        failing = ""
         while True:
             await anyio.sleep(UPKEEP_INTERVAL_S)
             try:
                 await self.upkeep()
-                failing = ""
+                self._failures.done("upkeep")
             except errors.StoreBusy:
                 continue  # another process is writing; the next round does it
             except errors.StoreHung:
                 continue  # the disk has said so, and says when it answers again
             except errors.EngineError as error:
-                # A full disk, say: nothing is lost by waiting, and one line says it all.
-                if str(error) != failing:
-                    log.error("upkeep: %s; trying again", error)
-                failing = str(error)
+                # A full disk, say: nothing is lost by waiting.
+                self._failures.failed("upkeep", error, "trying again")
 
     async def run_recovery(self) -> None:
         """Finish what other processes of the store leave when they die, for ever."""
@@ -160,10 +170,11 @@ class Services:
             tasks.start_soon(_set_when_cancelled, stop)
             try:
                 await self._engine.in_peer(partial(action, stop))
+                self._failures.done(what)
             except errors.Interrupted:
                 log.info("%s: stopped; the next run goes on", what)
             except errors.EngineError as error:
-                log.error("%s: %s; trying again later", what, error)
+                self._failures.failed(what, error, "trying again later")
             tasks.cancel_scope.cancel()
 
     async def upkeep(self) -> None:
