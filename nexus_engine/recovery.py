@@ -78,7 +78,8 @@ def _recover(store: Store) -> Recovered:
             store.upkeep(store.database.drop_store_value, _END + lock.owner)
             dead.pop(0)
             lock.release()
-            log.warning(
+            log.log(
+                logging.WARNING if names else logging.INFO,
                 "took over from process %s, which died: %d packs, %d unfinished writes",
                 lock.owner, len(names), sessions,
             )  # fmt: skip
