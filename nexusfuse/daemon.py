@@ -35,6 +35,7 @@ RESTARTING = signal.SIGUSR2
 old to know it dies of it, and is replaced as well."""
 RESTART_DELAY_S = 1.0
 ARENAS = 2
+TRIM_INTERVAL_S = 30.0
 M_ARENA_MAX = -8  # mallopt(3)
 WRITE_BACK_LIMIT_S = 30.0
 POLL_INTERVAL_S = 1.0
@@ -157,6 +158,7 @@ async def _serve(
                     (services.run_scrub,),
                     (_follow_peers, peers, invalidator),
                     (_notify_pollers, engine, operations.tree),
+                    (_give_memory_back,),
                     (watchers.beat,),
                 ):
                     nursery.start_soon(_supervise, service, *arguments)
@@ -179,6 +181,14 @@ def _share_arenas() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, ARENAS)
+
+
+async def _give_memory_back() -> None:
+    """Let go of the free memory between what is in use, where large buffers were."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    while trim is not None:
+        await trio.sleep(TRIM_INTERVAL_S)
+        await trio.to_thread.run_sync(trim, 0)
 
 
 def _require_intended(mounted: Mounted, watchers: Watchers) -> None:

@@ -4,11 +4,15 @@ Bit 62 marks them, so that no real inode is taken for one. The rest says what it
 state to look up, so that the kernel may forget and ask again as it likes::
 
     62    61..60   59..40         39..0
-    1     PAST     moment slot    ino        an inode as of a moment
     1     NODE     node kind      ino        a virtual node of a directory
     1     NAMED    0              index      versions/<name>, interned
+    1     SLOT     moment slot    ino        an inode as of a moment
 
-Times browsed in one mount take a slot each: a table of at most 2^20 numbers.
+    62    61..60   59..30         29..0
+    1     PAST     moment         ino        the same, while both are small enough
+
+In a store of more than 2^30 operations or inodes a moment that is looked at takes a slot; a mount
+has 2^20 of them.
 """
 
 from __future__ import annotations
@@ -19,8 +23,10 @@ from nexus_engine import errors
 from nexus_engine.types import Ino, Name, Seq
 
 VIRTUAL = 1 << 62
-_PAST, _NODE, _NAMED = 0, 1 << 60, 2 << 60
+_PAST, _NODE, _NAMED, _SLOT = (kind << 60 for kind in range(4))
 _KIND = 3 << 60
+_PAST_SHIFT = 30
+_PAST_MASK = (1 << _PAST_SHIFT) - 1
 _FIELD_SHIFT = 40
 _FIELD_MAX = (1 << 20) - 1
 _INO_MASK = (1 << _FIELD_SHIFT) - 1
@@ -51,11 +57,13 @@ def node_number(kind: NodeKind, directory: int) -> int:
 
 def inode_part(number: int) -> Ino:
     """Return the inode that a number says something of."""
-    return Ino(number & _INO_MASK if number & VIRTUAL else number)
+    if not number & VIRTUAL:
+        return Ino(number)
+    return Ino(number & (_INO_MASK if number & _KIND else _PAST_MASK))
 
 
 def is_past(number: int) -> bool:
-    return number & (VIRTUAL | _KIND) == VIRTUAL | _PAST
+    return number & (VIRTUAL | _KIND) in (VIRTUAL | _PAST, VIRTUAL | _SLOT)
 
 
 def is_node(number: int) -> bool:
@@ -72,7 +80,7 @@ def split_node(number: int) -> tuple[NodeKind, Ino]:
 
 
 class Moments:
-    """Slots for the moments that have been looked at."""
+    """Numbers for inodes of the past."""
 
     def __init__(self) -> None:
         self._slots: dict[Seq, int] = {}
@@ -82,8 +90,10 @@ class Moments:
         """Return the number of an inode as of a moment.
 
         Raises:
-            TooManyMoments: Over a million moments were looked at since the mount.
+            TooManyMoments: Over a million moments of a huge store were looked at since the mount.
         """
+        if seq <= _PAST_MASK and ino <= _PAST_MASK:
+            return VIRTUAL | _PAST | seq << _PAST_SHIFT | ino
         slot = self._slots.get(seq)
         if slot is None:
             slot = len(self._seqs)
@@ -91,10 +101,12 @@ class Moments:
                 raise errors.TooManyMoments("remount to look at more moments of the past")
             self._slots[seq] = slot
             self._seqs.append(seq)
-        return VIRTUAL | _PAST | slot << _FIELD_SHIFT | ino
+        return VIRTUAL | _SLOT | slot << _FIELD_SHIFT | ino
 
     def split(self, number: int) -> tuple[Seq, Ino]:
         """Return the moment and the inode of a number."""
+        if not number & _KIND:
+            return Seq(number >> _PAST_SHIFT & _PAST_MASK), Ino(number & _PAST_MASK)
         return self._seqs[number >> _FIELD_SHIFT & _FIELD_MAX], Ino(number & _INO_MASK)
 
 
