@@ -202,17 +202,18 @@ def contents(mending: Mending) -> None:
         if (repair_queries.chunk_length(connection, digest) or 0) < length:
             continue  # it was a part of a chunk, or the chunk is lost
         right = Extent(start, length, digest, 0)
-        if written.extents:
-            done = _replace(mending, written, right)
+        # Remainders of what it cut in two lie beside it.
+        there = [e for e in written.extents if e.start < right.end and e.end > right.start]
+        if len(there) == 1:
+            done = _replace(mending, written, there[0], right)
         else:
             done = _lay_again(mending, written, right)
         if done:
             mending.inode("content-changed", written.ino, f"is what op-{written.seq} wrote")
 
 
-def _replace(mending: Mending, written: Written, right: Extent) -> bool:
+def _replace(mending: Mending, written: Written, wrong: Extent, right: Extent) -> bool:
     """Put right the only extent that an operation laid down."""
-    (wrong,) = written.extents
     for past in (False, True):
         rows = repair_queries.slices(mending.connection, written.ino, past=past)
         for index, row in enumerate(rows):

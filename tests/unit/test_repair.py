@@ -12,7 +12,7 @@ from nexus_engine.oplog.verify import verify_log
 from nexus_engine.repair.repair import repair
 from nexus_engine.types import Actor
 from tests.unit.test_fsck import BROKEN, pack_file
-from tests.unit.worlds import World
+from tests.unit.worlds import ALICE, World
 
 ROOT = Actor(0, 0, 99, 1, "nexus-ctl")
 LEFT = {"log-chain", "log-gap", "content-lost", "content-lost-past", "content-changed",
@@ -67,6 +67,20 @@ async def test_content_that_is_said_to_be_of_a_later_operation_is_mended_once(wo
     world.edit("UPDATE extent SET from_seq = (SELECT max(seq) FROM oplog) WHERE ino = 4")
     assert mend(world)
     assert mend(world) == []
+    assert codes(world) == set()
+    assert contents(world) == before
+
+
+async def test_an_extent_that_is_gone_between_remainders_is_laid_down_again(world: World) -> None:
+    """The log says what was written where; the rows beside it are of the same operation."""
+    inode = await world.write("cut", b"0" * 5000)
+    handle = await world.engine.open(inode.ino, os.O_RDWR, ALICE)
+    await world.engine.write(handle, 100, b"written")
+    await world.engine.release(handle)
+    before = contents(world)
+    world.edit(f"DELETE FROM extent WHERE ino = {inode.ino} AND start = 100")
+    assert codes(world) == {"content-changed"}
+    assert mend(world)
     assert codes(world) == set()
     assert contents(world) == before
 
