@@ -162,7 +162,7 @@ class Engine:
         chown = (new.uid, new.gid) != (None, None)
         if chown or (new.size is not None and actor.uid != 0):
             inode = await self.getattr(ino)
-            lost = _set_ids_lost(inode, actor, groups, chown=chown)
+            lost = set_ids_lost(inode, actor, groups, chown=chown)
             if lost:
                 mode = inode.mode if new.mode is None else new.mode
                 new = new._replace(mode=mode & ~lost)
@@ -316,7 +316,7 @@ class Engine:
             groups: Returns further groups of the actor.
         """
         inode = self.reader.get_inode(ino)
-        lost = _set_ids_lost(inode, actor, groups) if flags & os.O_TRUNC else 0
+        lost = set_ids_lost(inode, actor, groups) if flags & os.O_TRUNC else 0
         if lost:
             await self.setattr(ino, NewAttributes(mode=inode.mode & ~lost), actor)
             inode = self.reader.get_inode(ino)
@@ -345,7 +345,7 @@ class Engine:
         Write requests do not say who writes: who opened the file does.
         """
         inode = await self.getattr(handle.file.ino)
-        lost = _set_ids_lost(inode, handle.actor, lambda: handle.groups)
+        lost = set_ids_lost(inode, handle.actor, lambda: handle.groups)
         if lost:
             await self.setattr(inode.ino, NewAttributes(mode=inode.mode & ~lost), handle.actor)
         return bool(lost)
@@ -584,12 +584,6 @@ class Engine:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more
-
-
-def _set_ids_lost(inode: Inode, actor: Actor, groups: Groups, *, chown: bool = False) -> int:
-    if not inode.mode & SET_IDS:
-        return 0
-    return set_ids_lost(inode, actor.uid, {actor.gid, *groups()}, chown=chown)
 
 
 def _require_settable(name: bytes) -> None:

@@ -69,12 +69,12 @@ def _recover(store: Store) -> Recovered:
                 alive = True
             else:
                 dead.append((lock, names))
-        ends = [_note_end(store, lock.owner) for lock, _ in dead]
+        ends = {lock.owner: _note_end(store, lock.owner) for lock, _ in dead}
         # Of all of them first: one's intent may rely on a chunk that another one has lost.
         _take_back(store, dead)
         while dead:
             lock, names = dead[0]
-            sessions = _take_over(store, names, ends.pop(0))
+            sessions = _take_over(store, names, ends[lock.owner])
             store.upkeep(store.database.drop_store_value, _END + lock.owner)
             dead.pop(0)
             lock.release()

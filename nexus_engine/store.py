@@ -37,6 +37,7 @@ from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
 from nexus_engine.writing import Writing, retry
 
 P = ParamSpec("P")
+Q = TypeVar("Q")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
@@ -272,20 +273,18 @@ class Store:
     # -- callbacks of the chunk store, which may come from worker threads --
 
     def _find_chunk(self, digest: Digest) -> Location | None:
-        if threading.get_ident() == self._thread:
-            row = self.reader.find_chunk(digest)
-        else:
-            with self._lent_reader() as reader:
-                row = reader.find_chunk(digest)
+        row = self._look(Reader.find_chunk, digest)
         return None if row is None else Location._make(row)
 
     def _find_reusable_chunks(self, digests: Sequence[Digest]) -> dict[Digest, Location]:
-        if threading.get_ident() == self._thread:
-            found = self.reader.find_reusable_chunks(digests)
-        else:
-            with self._lent_reader() as reader:
-                found = reader.find_reusable_chunks(digests)
+        found = self._look(Reader.find_reusable_chunks, digests)
         return {digest: Location._make(row) for digest, row in found.items()}
+
+    def _look(self, find: Callable[[Reader, Q], R], what: Q) -> R:
+        if threading.get_ident() == self._thread:
+            return find(self.reader, what)
+        with self._lent_reader() as reader:
+            return find(reader, what)
 
     def _let_others_write(self) -> None:
         # The thread that is to be waited for may register a pack, and wait for our COMMIT.

@@ -4,7 +4,7 @@ libfuse answers INIT, and of what the kernel offers it takes what it knows. One 
 having: with FUSE_HANDLE_KILLPRIV_V2 the kernel remembers that a file has no ``security.capability``
 to drop, and does not ask again before each write. libfuse knows it since 3.17, pyfuse3 not at all.
 So libfuse reads INIT from a socket in the device's place, and its answer goes to the kernel with
-that bit more. To drop set-ID bits is ours anyway: libfuse takes the first version by itself.
+that bit more. It promises that set-ID bits go with what costs them: the engine sees to that.
 
 Source: ``include/uapi/linux/fuse.h``; ``process_init_reply`` in fs/fuse/inode.c.
 """

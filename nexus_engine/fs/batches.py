@@ -25,7 +25,7 @@ from nexus_engine.fs.quotas import Held
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.oplog.tail import Tail
 from nexus_engine.permissions import acl
-from nexus_engine.permissions.modes import SET_IDS, set_ids_lost
+from nexus_engine.permissions.modes import set_ids_lost
 from nexus_engine.records import Change
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Digest, Extent, Ino, Inode, Name
@@ -275,10 +275,9 @@ def _prepare(
         raise error(f"no regular file: {file.name.decode(errors='backslashreplace')}")
     if inode.nlink > 1:
         inode = tx.get_inode(inode.ino)  # by another name it may just have been written to
-    if inode.mode & SET_IDS:
-        lost = set_ids_lost(inode, tx.actor.uid, {tx.actor.gid, *groups()})
-        if lost:
-            return set_attributes(tx, inode.ino, NewAttributes(mode=inode.mode & ~lost))
+    lost = set_ids_lost(inode, tx.actor, groups)
+    if lost:
+        return set_attributes(tx, inode.ino, NewAttributes(mode=inode.mode & ~lost))
     return inode
 
 

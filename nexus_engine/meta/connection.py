@@ -183,6 +183,11 @@ class Connection:
         """Return how many rows the last statement changed."""
         return self._db.changes()
 
+    def data_version(self) -> int:
+        """Return what differs after another connection has changed something."""
+        (version,) = self.one("PRAGMA data_version") or (0,)
+        return int(version)
+
     def total_changes(self) -> int:
         """Return how many rows this connection ever changed."""
         return self._db.total_changes()

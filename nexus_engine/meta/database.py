@@ -46,9 +46,9 @@ class Database:
         self._when_committed: list[Callable[[], None]] = []
         self._before_upkeep = self.settle
         self._unsure = False
+        """The last sync of the write-ahead log, or a checkpoint, failed."""
         self._synced: tuple[int, int] | None = None
         """The `state` that is surely on the disk."""
-        """The last sync of the write-ahead log, or a checkpoint, failed."""
         self._second: Connection | None = None
         self.own: set[Seq] | None = None
         """Operations of this process that ``Tail`` has not passed; ``None``: nobody asks."""
@@ -312,8 +312,7 @@ class Database:
 
     def state(self) -> tuple[int, int]:
         """Return what differs after any change by anybody that is committed."""
-        row = self.connection.one("PRAGMA data_version")
-        return self.connection.total_changes(), row[0] if row else 0
+        return self.connection.total_changes(), self.connection.data_version()
 
     def sync(self, state: tuple[int, int] | None = None) -> None:
         """Make every committed transaction durable.

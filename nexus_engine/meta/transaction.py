@@ -105,7 +105,7 @@ class Transaction(Reader):
 
     def _open(self) -> None:
         self._change("BEGIN IMMEDIATE")
-        (version,) = self._one("PRAGMA data_version") or (0,)
+        version = self._connection.data_version()
         if version != self._data_version:
             self._reload()
             self._data_version = version

@@ -28,11 +28,8 @@ class Tail:
         self._database = database
         self._connection = database.connection
         self._cursor = database.reader.head()
-        self._version = self._data_version()
+        self._version = self._connection.data_version()
         database.own = set()
-
-    def _data_version(self) -> int:
-        return int((self._connection.one("PRAGMA data_version") or (0,))[0])
 
     def expose(self, seqs: Iterable[Seq]) -> None:
         """Have the next `poll` tell of operations of this process: caches do not know of them."""
@@ -48,7 +45,7 @@ class Tail:
         """
         own = self._database.own
         assert own is not None
-        version = self._data_version()
+        version = self._connection.data_version()
         if version == self._version:
             if own:
                 self._cursor = max(own)

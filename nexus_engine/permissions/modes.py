@@ -9,11 +9,11 @@ Source: path_resolution(7), inode(7), acl(5).
 from __future__ import annotations
 
 import stat
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from nexus_engine.meta.reader import View
 from nexus_engine.permissions.acl import ACCESS, Acl
-from nexus_engine.types import Inode
+from nexus_engine.types import Actor, Inode
 
 READ, WRITE, SEARCH = 4, 2, 1
 SET_IDS = stat.S_ISUID | stat.S_ISGID
@@ -40,18 +40,24 @@ def allows(view: View, inode: Inode, want: int, uid: int, gids: Collection[int])
     return bits & want == want
 
 
-def set_ids_lost(inode: Inode, uid: int, gids: Collection[int], *, chown: bool = False) -> int:
+def set_ids_lost(
+    inode: Inode, actor: Actor, groups: Callable[[], Collection[int]], *, chown: bool = False
+) -> int:
     """Return the mode bits that a file loses when somebody changes its content or owner.
 
     Args:
+        groups: Returns further groups of the actor; asked only where there are such bits.
         chown: The owner or group changes: that is root's as well, and not of files alone.
 
     Source: inode(7); ``setattr_should_drop_suidgid`` of Linux.
     """
-    if inode.is_dir or not (chown or (inode.is_file and uid != 0)):
+    if not inode.mode & SET_IDS or inode.is_dir:
+        return 0
+    if not chown and (actor.uid == 0 or not inode.is_file):
         return 0
     lost = inode.mode & stat.S_ISUID
-    if inode.mode & stat.S_IXGRP or (uid != 0 and inode.gid not in gids):
+    belongs = actor.uid == 0 or inode.gid in {actor.gid, *groups()}
+    if inode.mode & stat.S_IXGRP or not belongs:
         lost |= inode.mode & stat.S_ISGID
     return lost
 
