@@ -16,6 +16,7 @@ import trio
 from nexus_engine import services
 from nexus_engine.check.fsck import check
 from nexus_engine.engine import Engine
+from nexus_engine.fs.files import Handle
 from nexus_engine.meta import gc_queries
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.reader import Reader
@@ -156,13 +157,7 @@ async def test_what_was_fsynced_outlives_gc_and_its_process(
 ) -> None:
     """The file is open: gc empties the pack that its bytes were synced into."""
     monkeypatch.setattr(services, "UPKEEP_INTERVAL_S", 0.02)
-    store = tmp_path / "store"
-    Store.create(store, ACTOR).close()
-    engine = Engine.start(store)
-    handle, _ = await engine.create(ROOT_INO, Name(b"file"), 0o644, ACTOR)
-    await engine.write(handle, 0, b"kept")
-    await engine.fsync(handle)
-    (first,) = (store / "packs").iterdir()
+    engine, _, first = await with_fsynced_file(tmp_path / "store", b"kept")
     dropped = []
     drop = gc_queries.drop_chunks
 
@@ -185,13 +180,7 @@ async def test_what_was_fsynced_outlives_gc_of_what_it_was_written_over(
 ) -> None:
     """An intent names all that was written in turn; gc takes what later writes cover."""
     monkeypatch.setattr(services, "UPKEEP_INTERVAL_S", 0.02)
-    store = tmp_path / "store"
-    Store.create(store, ACTOR).close()
-    engine = Engine.start(store)
-    handle, _ = await engine.create(ROOT_INO, Name(b"file"), 0o644, ACTOR)
-    await engine.write(handle, 0, b"old ")
-    await engine.fsync(handle)
-    (first,) = (store / "packs").iterdir()
+    engine, handle, first = await with_fsynced_file(tmp_path / "store", b"old ")
     await begin_new_pack(engine)
     await engine.write(handle, 0, b"kept")
     await engine.fsync(handle)
@@ -203,15 +192,9 @@ async def test_gc_is_answered_when_what_takes_the_place_of_what_goes_is_durable(
     tmp_path: Path, synced: dict[Path, int]
 ) -> None:
     """What an open file had in the pack may have been fsynced, and gc goes by the answer."""
-    store = tmp_path / "store"
-    Store.create(store, ACTOR).close()
-    engine = Engine.start(store)
-    handle, _ = await engine.create(ROOT_INO, Name(b"file"), 0o644, ACTOR)
-    await engine.write(handle, 0, b"kept")
-    await engine.fsync(handle)
-    (first,) = (store / "packs").iterdir()
+    engine, handle, first = await with_fsynced_file(tmp_path / "store", b"kept")
     await begin_new_pack(engine)
-    (second,) = set((store / "packs").iterdir()) - {first}
+    (second,) = set(first.parent.iterdir()) - {first}
     before = second.stat().st_size
     retire(engine.store, first)
     await services.Services(engine).upkeep()
@@ -220,6 +203,17 @@ async def test_gc_is_answered_when_what_takes_the_place_of_what_goes_is_durable(
     assert synced[second] == second.stat().st_size
     await engine.release(handle)
     await engine.close()
+
+
+async def with_fsynced_file(store: Path, written: bytes) -> tuple[Engine, Handle, Path]:
+    """Make a store with an open file; return its engine, the handle and the only pack."""
+    Store.create(store, ACTOR).close()
+    engine = Engine.start(store)
+    handle, _ = await engine.create(ROOT_INO, Name(b"file"), 0o644, ACTOR)
+    await engine.write(handle, 0, written)
+    await engine.fsync(handle)
+    (pack,) = (store / "packs").iterdir()
+    return engine, handle, pack
 
 
 async def begin_new_pack(engine: Engine) -> None:
