@@ -6,10 +6,8 @@ rounds counts, as noise only ever adds.
 
 from __future__ import annotations
 
-import argparse
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import NamedTuple
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from benchlib.inprocess import measure_and_print
 from nexus_engine.engine import Engine
 from nexus_engine.fs.batches import NewFile
 from nexus_engine.services import Services
@@ -137,11 +136,7 @@ def table(costs: dict[str, Costs]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="scripts/bench batches", description=__doc__)
-    parser.add_argument("--count", type=int, default=1000, help="files in a round")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--directory", type=Path, default=os.environ.get("TMPDIR", "/var/tmp"))
-    arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="nexus-bench-", dir=arguments.directory) as directory:
-        print(table(trio.run(measure, Path(directory), arguments.count, arguments.rounds)))
-    return 0
+    return measure_and_print(
+        argv, "batches", __doc__, measure, table,
+        count=1000, counted="files in a round",
+    )  # fmt: skip

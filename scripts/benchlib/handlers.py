@@ -6,10 +6,8 @@ request is made by the hundred; the best of several rounds counts, as noise only
 
 from __future__ import annotations
 
-import argparse
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -22,6 +20,7 @@ import pyfuse3
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from benchlib.inprocess import measure_and_print
 from nexus_engine import errors
 from nexus_engine.engine import Engine
 from nexus_engine.services import Services
@@ -242,11 +241,7 @@ def table(costs: dict[str, tuple[float, float]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="scripts/bench handlers", description=__doc__)
-    parser.add_argument("--count", type=int, default=300, help="of each request in a round")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--directory", type=Path, default=os.environ.get("TMPDIR", "/var/tmp"))
-    arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="nexus-bench-", dir=arguments.directory) as directory:
-        print(table(trio.run(measure, Path(directory), arguments.count, arguments.rounds)))
-    return 0
+    return measure_and_print(
+        argv, "handlers", __doc__, measure, table,
+        count=300, counted="of each request in a round",
+    )  # fmt: skip
