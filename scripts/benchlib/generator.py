@@ -2,6 +2,7 @@
 
 The past of such a store is dense: every file has been created, written, overwritten, had its mode
 changed, been renamed, and some have been removed and made again, by many processes of a few agents.
+Each works in one place for a while, as programs do.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ FILES_PER_DIRECTORY = 100
 AGENTS = 10
 PROCESSES_PER_AGENT = 50
 BATCH = 1000
-"""Operations in one transaction."""
+"""Operations in one transaction, which is what one process does."""
+NEIGHBOURS = 2_000
+"""Files that it does that to."""
 WIDE_FILES_MAX = 100_000
 CONTENT_BYTES = 100
 
@@ -94,8 +97,11 @@ class _Grower:
             if number % BATCH == 0:
                 self._store_contents(number)
             yield [self._creation(number), self._overwriting(number, number)]
-        for _ in range(self._size.records - 2 * self._size.files - len(self._directories)):
-            yield [self._change()]
+        changes = self._size.records - 2 * self._size.files - len(self._directories)
+        for begun in range(0, changes, BATCH):
+            first = self._rng.randrange(max(1, self._size.files - NEIGHBOURS))
+            place = range(first, min(first + NEIGHBOURS, self._size.files))
+            yield [self._change(place) for _ in range(min(BATCH, changes - begun))]
 
     def _make_directories(self) -> Iterator[list[Step]]:
         narrow = -(-(self._size.files - self._size.wide_files) // FILES_PER_DIRECTORY)
@@ -144,8 +150,8 @@ class _Grower:
         session.staged.put(Extent(0, length, self._digests[content], 0))
         return session
 
-    def _change(self) -> Step:
-        number = self._rng.randrange(self._size.files)
+    def _change(self, place: range) -> Step:
+        number = self._rng.choice(place)
         kind = self._rng.random()
         if kind < 0.5:
             return self._overwriting(number, self._rng.randrange(self._size.files))
