@@ -1,8 +1,9 @@
 """What a store costs when it has grown: every figure beside that of a small store.
 
 Both stores are made by the engine (``generator.py``), and measured in turns in one process, but
-for the time to mount and the daemon's memory. Where something became slower than the store's size
-excuses, the statements behind it are shown with SQLite's plan for them.
+for the time to mount and the daemon's memory: the same work in a place of the same size, as
+programs do it, and some of it all over the stores. Where something became slower than the store's
+size excuses, the statements behind it are shown with SQLite's plan for them.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ PARAMETERS_MAX = 50
 TOLERATED = 1.2
 PAGE = 1000
 SAMPLE = 200
+PLACE_DIRECTORIES = 50
+"""All that the small store has, but for the wide one."""
 MOMENTS = 16
 """Of the past that are looked into at a time."""
 ACTOR = Actor(0, 0, os.getpid(), 1, "bench", 1, "bench")
@@ -71,6 +74,7 @@ class Grown:
         wide = self.store.reader.find_child(ROOT_INO, Name(b"wide"))
         assert wide is not None
         self._wide = wide.ino
+        self._place = self._some_place()
         agents = "SELECT DISTINCT agent FROM actor WHERE agent LIKE 'agent-%'"
         self._agents = [agent for (agent,) in self.store.database.connection.all(agents)]
 
@@ -78,6 +82,11 @@ class Grown:
         self.store.close()
 
     def sample(self, count: int) -> list[Entry]:
+        """Return files of one place, which is as large in a large store as in a small one."""
+        return self._rng.sample(self._place, min(count, len(self._place)))
+
+    def sample_anywhere(self, count: int) -> list[Entry]:
+        """Return files of the whole store: in a large one nothing about them is in memory."""
         reader = self.store.reader
         found: list[Entry] = []
         highest = reader.store_value("next_ino")
@@ -88,6 +97,21 @@ class Grown:
                     name = path + b"/" + dentry.name
                     found.append(Entry(dentry.parent, dentry.name, dentry.ino, name.decode()))
         return found
+
+    def _some_place(self) -> list[Entry]:
+        """Return the files of some directories side by side."""
+        group, path = self._rng.choice(self._below(ROOT_INO, ""))
+        return [
+            Entry(ino, entry.name, entry.inode.ino, f"{path}/{entry.name.decode()}")
+            for ino, path in self._below(group, path + "/")[:PLACE_DIRECTORIES]
+            for entry in self.store.reader.list_children(ino, 0, PAGE)
+        ]
+
+    def _below(self, parent: Ino, prefix: str) -> list[tuple[Ino, str]]:
+        """Return the directories in one but for the wide one, with their paths."""
+        entries = self.store.reader.list_children(parent, 0, PAGE)
+        named = [(e.inode.ino, prefix + e.name.decode()) for e in entries if e.inode.is_dir]
+        return [(ino, path) for ino, path in named if ino != self._wide]
 
     # Each of these returns how many times it did what it measures.
 
@@ -187,6 +211,7 @@ class Grown:
 
 
 Action = Callable[[Grown, list[Entry]], int]
+Sampling = Callable[[Grown, int], list[Entry]]
 MEASURES: dict[str, Action] = {
     "lookup": Grown.lookup,
     "lookup, as of": Grown.lookup_past,
@@ -204,6 +229,8 @@ MEASURES: dict[str, Action] = {
     "log of an agent": Grown.log_of_agent,
     "log of a process": Grown.log_of_process,
 }
+ANYWHERE = ("lookup", "lookup, as of", "create", "chmod")
+"""Measured all over the stores as well."""
 
 
 class Profile:
@@ -318,20 +345,28 @@ def _engine_rows(small: Grown, large: Grown, profile: Profile) -> tuple[list[lis
     """Return the rows of what the engine does, and the plans of what has grown."""
     rows, plans = [], []
     for name, action in MEASURES.items():
-        times: dict[Grown, list[float]] = {small: [], large: []}
-        for _ in range(ROUNDS):
-            for store in (small, large):
-                entries = store.sample(SAMPLE)
-                action(store, entries[:10])
-                started = time.perf_counter()
-                count = action(store, entries)
-                times[store].append((time.perf_counter() - started) / count * 1e6)
-        before, after = median(times[small]), median(times[large])
+        before, after = _in_turns(action, small, large, Grown.sample)
         rows.append(_row(name, "µs", before, after))
         if after > before * TOLERATED:
             plans.append(f"{name}: {number(before)} → {number(after)} µs")
             plans += _explain(action, small, large, profile)
+    for name in ANYWHERE:
+        times = _in_turns(MEASURES[name], small, large, Grown.sample_anywhere)
+        rows.append(_row(f"{name}, anywhere", "µs", *times))
     return rows, plans
+
+
+def _in_turns(action: Action, small: Grown, large: Grown, sample: Sampling) -> tuple[float, float]:
+    """Return what an action takes in each store, µs."""
+    times: dict[Grown, list[float]] = {small: [], large: []}
+    for _ in range(ROUNDS):
+        for store in (small, large):
+            entries = sample(store, SAMPLE)
+            action(store, entries[:10])
+            started = time.perf_counter()
+            count = action(store, entries)
+            times[store].append((time.perf_counter() - started) / count * 1e6)
+    return median(times[small]), median(times[large])
 
 
 def _explain(action: Action, small: Grown, large: Grown, profile: Profile) -> Iterator[str]:
