@@ -6,7 +6,9 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,10 +122,12 @@ class ChunkStore:
         self,
         chunks: Sequence[BytesLike],
         intent: Callable[[list[Digest]], bytes] | None = None,
+        ahead: Sequence[Future[Digest] | None] = (),
     ) -> list[Digest]:
         """Store chunks, and an intent after them, in one write.
 
         Args:
+            ahead: The digests of these very bytes, where somebody has begun to compute them.
             intent: Digests, in the order of ``chunks`` → the payload of the intent, at most
                 `MAX_CHUNK` bytes. Appended after all of its chunks, so that whoever finds it
                 once the process has died finds them too. (After power loss: only what was
@@ -132,7 +136,10 @@ class ChunkStore:
         Raises:
             NoSpace, StoreInaccessible, ObjectStoreFailed: nothing of this write was stored.
         """
-        digests = [Digest(sha256(chunk).digest()) for chunk in chunks]
+        digests = [
+            Digest(sha256(chunk).digest()) if known is None else known.result()
+            for chunk, known in zip_longest(chunks, ahead)
+        ]
         contents = dict(zip(digests, chunks, strict=True))
         wanted: Collection[Digest] = contents
         while True:

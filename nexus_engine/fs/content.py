@@ -273,6 +273,9 @@ class Content:
             before = session.dirty.footprint
             session.write(offset, data, self._clock.time_ns())
             self._dirty_bytes += session.dirty.footprint - before
+            if session.dirty.bytes >= CHUNK_BYTES:
+                for whole in session.dirty.full_ranges():
+                    whole.hash_ahead()
             self._hold(file)
         finally:
             file.gate.give()
@@ -405,7 +408,12 @@ class Content:
         inline: bool,
     ) -> list[Digest]:
         """Store dirty ranges as chunks; ``inline`` where a thread's wake-up would cost more."""
-        put = partial(self._chunks.put_many, [dirty.data for dirty in ranges], intent)
+        put = partial(
+            self._chunks.put_many,
+            [dirty.data for dirty in ranges],
+            intent,
+            [dirty.ahead for dirty in ranges],
+        )
         if not ranges:
             # An intent alone only says what is kept anyway, or that a file was truncated.
             put = partial(self._store.with_reserve, put)

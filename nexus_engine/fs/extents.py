@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
 from itertools import groupby
 
-from nexus_engine.types import Extent
+from nexus_engine.types import Digest, Extent
 
 CHUNK_BYTES = 1024 * 1024
 """Files are cut at multiples of this, so that equal content gives equal chunks."""
@@ -77,18 +79,38 @@ class ExtentMap:
         return bisect_left(self._starts, start), bisect_left(self._starts, end)
 
 
+_hashers = ThreadPoolExecutor(2, "hash")
+
+
 class DirtyRange:
     """Bytes that were written and are not yet in a chunk."""
 
-    __slots__ = ("data", "start")
+    __slots__ = ("ahead", "data", "start")
 
-    def __init__(self, start: int, data: bytearray) -> None:
+    def __init__(self, start: int, data: bytes | bytearray) -> None:
         self.start = start
         self.data = data
+        """Once they are a whole chunk nothing changes them: another range takes their place."""
+        self.ahead: Future[Digest] | None = None
+        """Their SHA-256, where it is being computed already."""
 
     @property
     def end(self) -> int:
         return self.start + len(self.data)
+
+    def hash_ahead(self) -> None:
+        """Have the digest of a whole chunk computed while the next one arrives."""
+        if self.ahead is None:
+            self.ahead = _hashers.submit(_digest, self.data)
+
+    def truncate(self, surplus: int) -> None:
+        """Forget bytes at the end."""
+        self.data = bytearray(memoryview(self.data)[: len(self.data) - surplus])
+        self.ahead = None
+
+
+def _digest(data: bytes | bytearray) -> Digest:
+    return Digest(sha256(data).digest())
 
 
 class DirtyMap:
@@ -127,7 +149,8 @@ class DirtyMap:
     def _write_window(self, index: int, start: int, data: bytes | memoryview) -> None:
         ranges = self._windows.get(index)
         if ranges is None:
-            self._windows[index] = [DirtyRange(start, bytearray(data))]
+            kept = bytes(data) if len(data) == CHUNK_BYTES else bytearray(data)
+            self._windows[index] = [DirtyRange(start, kept)]
             self.count += 1
             self.bytes += len(data)
             return
@@ -147,12 +170,13 @@ class DirtyMap:
             self.bytes += len(data)
             return
         before = sum(len(r.data) for r in joined)
-        merged = DirtyRange(min(start, joined[0].start), bytearray())
-        merged.data = bytearray(max(end, joined[-1].end) - merged.start)
+        begin = min(start, joined[0].start)
+        content = bytearray(max(end, joined[-1].end) - begin)
         for old in joined:
-            merged.data[old.start - merged.start : old.end - merged.start] = old.data
-        merged.data[start - merged.start : end - merged.start] = data
-        self.bytes += len(merged.data) - before
+            content[old.start - begin : old.end - begin] = old.data
+        content[start - begin : end - begin] = data
+        merged = DirtyRange(begin, content)
+        self.bytes += len(content) - before
         self.count += 1 - len(joined)
         ranges[:] = sorted([r for r in ranges if r not in joined] + [merged], key=lambda r: r.start)
 
@@ -163,7 +187,7 @@ class DirtyMap:
             for dirty in self._windows[index]:
                 surplus = min(len(dirty.data), max(0, dirty.end - size))
                 if surplus:
-                    del dirty.data[len(dirty.data) - surplus :]
+                    dirty.truncate(surplus)
                     self.bytes -= surplus
                 if dirty.data:
                     kept.append(dirty)

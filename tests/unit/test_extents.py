@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from itertools import pairwise
 
 from hypothesis import given, settings
@@ -96,3 +97,29 @@ def test_a_large_write_fills_whole_chunks() -> None:
     dirty.write(CHUNK_BYTES // 2, bytes(2 * CHUNK_BYTES))
     assert [(r.start, len(r.data)) for r in dirty.full_ranges()] == [(CHUNK_BYTES, CHUNK_BYTES)]
     assert len(dirty.ranges()) == 3
+
+
+_quarters = st.integers(0, 12).map(lambda number: number * (CHUNK_BYTES // 4))
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.tuples(st.sampled_from(["write", "truncate"]), _quarters, _quarters), max_size=12)
+)
+def test_a_digest_that_was_computed_ahead_is_that_of_the_bytes(
+    steps: list[tuple[str, int, int]],
+) -> None:
+    """Also where a whole chunk was written over, in part or all of it, or cut off, since."""
+    dirty = DirtyMap()
+    for number, (kind, position, length) in enumerate(steps, start=1):
+        if kind == "truncate":
+            dirty.truncate(position)
+        elif length:
+            dirty.write(position, bytes([number]) * length)
+        for whole in dirty.full_ranges():
+            whole.hash_ahead()
+
+    for found in dirty.ranges():
+        assert (found.ahead is not None) == (len(found.data) == CHUNK_BYTES)
+        if found.ahead is not None:
+            assert found.ahead.result() == sha256(found.data).digest()
