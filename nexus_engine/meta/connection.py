@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,6 +52,9 @@ _LEAVES: tuple[tuple[type[Exception], type[errors.EngineError], str], ...] = (
 )
 
 
+_LACKS = re.compile(r"no such (table|column|index)|has no column named")
+"""What SQLite says of a statement of ours where damage has renamed part of the schema."""
+
 # Text that is no UTF-8 shows when it is fetched.
 _FAILURES = (apsw.Error, UnicodeDecodeError)
 GARBAGE = (apsw.SQLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -71,6 +75,8 @@ def translate(error: Exception) -> Exception:
     for source, leaf, message in _LEAVES:
         if isinstance(error, source):
             return leaf(f"{message} ({error})")
+    if isinstance(error, apsw.SQLError) and _LACKS.search(str(error)):
+        return errors.CorruptMetadata(f"{_DAMAGED} ({error})")
     return error
 
 

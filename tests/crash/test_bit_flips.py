@@ -158,6 +158,22 @@ def test_many_flips_in_packs(sound: Sound, tmp_path: FilePath, seed: int) -> Non
     assert flip_packs(sound, tmp_path, random.Random(seed), rounds=200) > 150
 
 
+def test_a_flip_in_the_name_of_a_column_is_damage_like_any_other(
+    sound: Sound, tmp_path: FilePath
+) -> None:
+    """SQLite takes the schema as it finds it; our statements then ask for what it does not have."""
+    path = tmp_path / "store"
+    shutil.copytree(sound.store, path)
+    content = bytearray((path / "meta.db").read_bytes())
+    at = content.index(b"name TEXT", content.index(b"CREATE TABLE pack ("))
+    content[at] ^= 1
+    (path / "meta.db").write_bytes(content)
+
+    (problem,) = look(path, sound)
+    assert "no such column" in problem.message
+    mend(path, sound)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_many_flips_in_the_database(sound: Sound, tmp_path: FilePath, seed: int) -> None:
