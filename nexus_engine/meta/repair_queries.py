@@ -399,3 +399,12 @@ def place_chunk(
         " VALUES (?, (SELECT id FROM pack WHERE name = ?), ?, ?, ?, ?)",
         (digest, pack, *place),
     )
+
+
+def concerns(connection: Connection, seq: int, ino: Ino) -> bool:
+    """Tell whether the log says that an operation changed an inode."""
+    said = (
+        "SELECT 1 FROM oplog WHERE seq = ?1 AND ino = ?2"
+        " UNION ALL SELECT 1 FROM touched WHERE seq = ?1 AND ino = ?2"
+    )
+    return connection.one(said, (seq, ino)) is not None

@@ -236,6 +236,17 @@ def _lay_again(mending: Mending, written: Written, right: Extent) -> bool:
     ]
     laid = _laid([*rows, Slice(right, written.seq, None)])
     repair_queries.put_slices(mending.connection, written.ino, laid, past=False)
+    # Nor did anything else begin to be true after it: such a row is of another file, if the log
+    # has nothing else to say of this one.
+    past = repair_queries.slices(mending.connection, written.ino, past=True)
+    ours = [
+        row
+        for row in past
+        if row.from_seq < written.seq
+        or repair_queries.concerns(mending.connection, row.from_seq, written.ino)
+    ]
+    if ours != past:
+        repair_queries.put_slices(mending.connection, written.ino, ours, past=True)
     return True
 
 

@@ -85,6 +85,19 @@ async def test_an_extent_that_is_gone_between_remainders_is_laid_down_again(worl
     assert contents(world) == before
 
 
+async def test_a_past_extent_that_came_from_another_file_is_dropped_once(world: World) -> None:
+    """The row says that it was true while the file it came to had another content."""
+    quiet = await world.write("quiet", b"q" * 5000)
+    other = await world.write("other", b"1" * 500)
+    await world.write("other", b"2" * 500)
+    before = contents(world)
+    world.edit(f"UPDATE extent_past SET ino = {quiet.ino} WHERE ino = {other.ino}")
+    assert mend(world)
+    assert mend(world) == []
+    assert codes(world) <= LEFT
+    assert contents(world) == before
+
+
 async def test_a_sound_store_is_left_alone(world: World) -> None:
     head = world.head
     assert mend(world, deep=True) == []
