@@ -274,8 +274,10 @@ class Content:
             session.write(offset, data, self._clock.time_ns())
             self._dirty_bytes += session.dirty.footprint - before
             if session.dirty.bytes >= CHUNK_BYTES:
-                for whole in session.dirty.full_ranges():
-                    whole.hash_ahead()
+                # What this write made whole; to look through all that is dirty takes long.
+                for dirty in session.dirty.overlapping(offset, offset + len(data)):
+                    if len(dirty.data) == CHUNK_BYTES:
+                        dirty.hash_ahead()
             self._hold(file)
         finally:
             file.gate.give()

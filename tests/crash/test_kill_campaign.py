@@ -48,7 +48,7 @@ def test_a_kill_at_each_named_point_breaks_no_promise(campaign: Campaign) -> Non
 def test_kills_at_random_instants_many_times(campaign: Campaign) -> None:
     campaign.run([()] * SLOW_ROUNDS)
     assert campaign.figures.in_flight.total() >= SLOW_ROUNDS
-    assert campaign.figures.emptied > 0  # how often gc gets so far before a kill is the load's
+    assert campaign.figures.emptied >= SLOW_ROUNDS // 8
 
 
 @pytest.mark.slow
