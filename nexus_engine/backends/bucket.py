@@ -22,6 +22,8 @@ class Capability(enum.Flag):
     """`Bucket.copy` moves no bytes through us."""
     VERSIONS = enum.auto()
     """`Bucket.read` can ask for an older ``etag`` than the newest."""
+    ORDERED_LISTING = enum.auto()
+    """`Bucket.iter_objects` goes by the keys, in UTF-8."""
 
 
 class ObjectInfo(NamedTuple):
@@ -34,6 +36,7 @@ class ObjectInfo(NamedTuple):
     etag: str
     """Differs when the content does; opaque, and of this server only."""
     mtime_ns: int
+    """By the server's clock; from `Bucket.put`, only about when."""
 
 
 class Bucket(Protocol):
@@ -44,6 +47,9 @@ class Bucket(Protocol):
 
     StoreInaccessible: Credentials, permissions, no such bucket: trying again does not help.
     StoreHung: No answer within the deadline.
+    NoSpace: There is none left.
+    NotSupported: The server does not know the function, or `probe` found that it does not do it.
+    InvalidName, NameTooLong: A key that this kind of server does not take.
     ObjectStoreFailed: Everything else; also an answer that contradicts itself.
     """
 
@@ -105,9 +111,11 @@ class Bucket(Protocol):
     def iter_objects(
         self, prefix: str = "", *, start_after: str = "", delimiter: str = ""
     ) -> Iterator[ObjectInfo | str]:
-        """Yield the objects whose keys begin with a prefix, in order of keys (UTF-8).
+        """Yield the objects whose keys begin with a prefix; see `Capability.ORDERED_LISTING`.
 
         Args:
+            start_after: Only what comes after this in order of keys (UTF-8), common prefixes
+                included.
             delimiter: With ``/``: what has one after the prefix is yielded once, as a ``str``, the
                 common prefix with its slash.
         """

@@ -1,0 +1,114 @@
+"""Buckets at real servers. Each test has a prefix of its own in them."""
+
+from __future__ import annotations
+
+import enum
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import pytest
+
+from nexus_engine.backends.bucket import Bucket, Capability
+from nexus_engine.backends.urls import open_bucket
+from tests.servers import Server
+
+BUCKET = "contract"
+LIVE = {"aws": "NEXUS_TEST_S3_URL", "google": "NEXUS_TEST_GCS_URL"}
+"""Where these variables hold a URL, the same tests run there: CONTRIBUTING.md."""
+
+
+class Key(enum.Enum):
+    """What a server makes of a key that is no usual path."""
+
+    KEPT = "an object of its own, listed under this key"
+    MERGED = "an object, but listed under another key, or one with another's"
+    REFUSED = "an error, and nothing stored"
+    HALF = "an error, but it is listed all the same"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One kind of server, and what is known of it."""
+
+    name: str
+    capabilities: Capability
+    keys: dict[str, Key]
+    """Where they are not kept."""
+
+
+_ORDERED = Capability.ORDERED_LISTING | Capability.COPY
+_CONDITIONAL = Capability.CONDITIONAL_PUT | Capability.CONDITIONAL_DELETE
+_DOTS = dict.fromkeys(("..", "a/../b", "./a", "a/."), Key.REFUSED)
+_NO_PATHS = dict.fromkeys(("a//b", "/a", "a/", "long"), Key.REFUSED) | _DOTS
+_A_TREE = dict.fromkeys(("a//b", "/a", "a/", "a\\b"), Key.MERGED) | {"long": Key.REFUSED} | _DOTS
+
+PLACES = [
+    Place("directory", _ORDERED | _CONDITIONAL, _NO_PATHS),
+    Place("seaweedfs", Capability.COPY | _CONDITIONAL, _A_TREE),
+    Place("rclone", _ORDERED, _NO_PATHS | {"a/": Key.MERGED, "long": Key.HALF}),
+    Place("aws", _ORDERED | _CONDITIONAL, {}),
+]
+_REACHABLE = [place for place in PLACES if LIVE.get(place.name, "PATH") in os.environ]
+
+
+@pytest.fixture(params=_REACHABLE, ids=[place.name for place in _REACHABLE])
+def place(request: pytest.FixtureRequest) -> Place:
+    chosen: Place = request.param
+    return chosen
+
+
+@pytest.fixture
+def url(
+    place: Place, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Return where this test may write."""
+    if place.name == "directory":
+        (tmp_path / "bucket").mkdir()
+        return f"file://{tmp_path}/bucket"
+    if place.name in LIVE:
+        head, _, query = os.environ[LIVE[place.name]].partition("?")
+        return f"{head.rstrip('/')}/{uuid.uuid4().hex}?{query}"
+    server: Server = request.getfixturevalue({"rclone": "rclone_s3"}.get(place.name, place.name))
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    make_s3_bucket(server)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}?endpoint={server.endpoint}"
+
+
+@pytest.fixture
+def bucket(url: str, place: Place) -> Iterator[Bucket]:
+    opened = open_bucket(url)
+    yield opened
+    if place.name in LIVE:  # others end with the tests
+        for item in opened.iter_objects():
+            assert not isinstance(item, str)
+            opened.delete(item.key)
+    opened.close()
+
+
+@pytest.fixture
+def open_again(url: str) -> Iterator[Callable[[], Bucket]]:
+    """Return what opens the same bucket as another client."""
+    opened: list[Bucket] = []
+
+    def again() -> Bucket:
+        opened.append(open_bucket(url))
+        return opened[-1]
+
+    yield again
+    for each in opened:
+        each.close()
+
+
+def make_s3_bucket(server: Server) -> None:
+    client = boto3.client("s3", endpoint_url=server.endpoint)
+    try:
+        client.create_bucket(Bucket=BUCKET)
+    except (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
+        pass
+    finally:
+        client.close()
