@@ -16,6 +16,8 @@ class Capability(enum.Flag):
 
     CONDITIONAL_PUT = enum.auto()
     """``if_absent`` and ``if_match`` of `Bucket.put` are atomic."""
+    CONDITIONAL_PARTS = enum.auto()
+    """Also for files so large that they are sent in parts."""
     CONDITIONAL_DELETE = enum.auto()
     """So is ``if_match`` of `Bucket.delete`."""
     COPY = enum.auto()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 
 from nexus_engine.backends.bucket import Bucket, Capability
@@ -13,12 +13,11 @@ from nexus_engine.errors import BackendError, NotSupported, ObjectChanged
 _NAME = ".nexus-probe"
 
 
-def probe(bucket: Bucket, *, put_in_parts: Callable[[str], object] | None = None) -> Capability:
+def probe(bucket: Bucket, *, put_in_parts: Callable[[str], object]) -> Capability:
     """Try conditions and copies on objects of its own, and remove them.
 
     Args:
-        put_in_parts: Stores something under a key, in parts, if there is no such object. A server
-            may honour conditions on a whole object only.
+        put_in_parts: Stores something under a key, in parts, if there is no such object.
     """
     mine = uuid.uuid4().hex
     # "." comes before "/", but a server that has a tree of directories lists the other first.
@@ -30,25 +29,25 @@ def probe(bucket: Bucket, *, put_in_parts: Callable[[str], object] | None = None
         bucket.put(key, b"2")
         if _reads(bucket, key, old, b"1"):
             found |= Capability.VERSIONS
-        if _is_refused(lambda: bucket.delete(key, if_match=old)):
-            found |= Capability.CONDITIONAL_DELETE
-        overwrites: list[Callable[[], object]] = [
-            lambda: bucket.put(key, b"3", if_absent=True),
-            lambda: bucket.put(key, b"3", if_match=old),
-        ]
-        if put_in_parts is not None:
-            overwrites.append(lambda: put_in_parts(key))
-        if _all_refused(overwrites) and _is_accepted(
-            lambda: bucket.put(key, b"4", if_match=bucket.stat(key).etag),
-            lambda: bucket.put(other, b"4", if_absent=True),
+        if (
+            _is_refused(lambda: bucket.put(key, b"3", if_absent=True))
+            and _is_refused(lambda: bucket.put(key, b"3", if_match=old))
+            and _is_accepted(
+                lambda: bucket.put(key, b"4", if_match=bucket.stat(key).etag),
+                lambda: bucket.put(other, b"4", if_absent=True),
+            )
         ):
             found |= Capability.CONDITIONAL_PUT
+            if _is_refused(lambda: put_in_parts(key)):
+                found |= Capability.CONDITIONAL_PARTS
         if _is_accepted(lambda: bucket.copy(key, other)):
             found |= Capability.COPY
         bucket.put(other, b"5")
         listed = [key_of(item) for item in bucket.iter_objects(_NAME)]
         if [name for name in listed if name in (key, other)] == [key, other]:
             found |= Capability.ORDERED_LISTING
+        if _is_refused(lambda: bucket.delete(key, if_match=old)):
+            found |= Capability.CONDITIONAL_DELETE
     finally:
         with suppress(BackendError):
             bucket.delete(key)
@@ -61,10 +60,6 @@ def _reads(bucket: Bucket, key: str, etag: str, content: bytes) -> bool:
         return bucket.read(key, 0, len(content), etag=etag) == content
     except ObjectChanged:
         return False
-
-
-def _all_refused(calls: Iterable[Callable[[], object]]) -> bool:
-    return all(_is_refused(call) for call in calls)
 
 
 def _is_refused(call: Callable[[], object]) -> bool:

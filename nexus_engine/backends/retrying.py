@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import random
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from nexus_engine.errors import BackendError, StoreHung
+from nexus_engine.errors import BackendError, EngineError, StoreHung
 
 T = TypeVar("T")
 
@@ -57,6 +58,30 @@ class Attempt:
         if remaining <= 0:
             raise TimeoutError("the deadline is past")
         return min(self.silence_s, remaining)
+
+    def send_s(self, size: int) -> float:
+        """Like `wait_s`, where one call of a socket sends so many bytes."""
+        return self.wait_s() + size / _SLOWEST
+
+
+class Sending(io.BytesIO):
+    """A body to send, of which nothing more is given out once the deadline is past.
+
+    Not bytes: a socket's timeout would then be for all of them, however many there are.
+    """
+
+    def __init__(self, content: bytes, attempt: Attempt) -> None:
+        super().__init__(content)
+        self._attempt = attempt
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._attempt.wait_s()
+        return super().read(size)
+
+
+def final(error: EngineError | Again) -> EngineError:
+    """Return what to raise where nothing is tried again."""
+    return error.error if isinstance(error, Again) else error
 
 
 class Retrying:

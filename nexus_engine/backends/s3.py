@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,7 +20,14 @@ from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
 from nexus_engine.backends.content import Content, opened
 from nexus_engine.backends.keys import check_key, key_of, order_of, select
 from nexus_engine.backends.probing import probe
-from nexus_engine.backends.retrying import REQUESTS_AT_ONCE, Again, Attempt, Retrying
+from nexus_engine.backends.retrying import (
+    REQUESTS_AT_ONCE,
+    Again,
+    Attempt,
+    Retrying,
+    Sending,
+    final,
+)
 from nexus_engine.backends.s3_errors import FAILURES, code_of, explain, status_of
 from nexus_engine.backends.urls import BucketUrl
 from nexus_engine.errors import (
@@ -72,7 +78,7 @@ def open_s3(url: BucketUrl) -> Bucket:
         session = boto3.session.Session(profile_name=profile or None, region_name=region or None)
         client = session.client("s3", endpoint_url=endpoint or None, config=config)
     except FAILURES as error:
-        raise explain(error, "connect", str(url)) from error
+        raise final(explain(error, "connect", str(url))) from error
     except ValueError as error:
         raise InvalidArgument(f"{url}: {error}") from error
     return S3Bucket(client, url.host, url.prefix, url=str(url), retrying=retrying)
@@ -138,12 +144,12 @@ class S3Bucket:
     def put(
         self, key: str, content: bytes | Path, *, if_absent: bool = False, if_match: str = ""
     ) -> ObjectInfo:
-        if (if_absent or if_match) and Capability.CONDITIONAL_PUT in self._lacks:
-            raise NotSupported(f"{self.url} ignores conditions: whoever writes last wins")
         condition = {"IfNoneMatch": "*"} if if_absent else {}
         if if_match:
             condition = {"IfMatch": _quoted(if_match)}
         with opened(content) as source:
+            if if_absent or if_match:
+                self._require(whole=source.size <= self._part_bytes)
             if source.size <= self._part_bytes:
                 return self._put_whole(key, source, condition)
             return self._put_parts(key, source, condition)
@@ -222,7 +228,7 @@ class S3Bucket:
             try:
                 reply = self._client.put_object(
                     **self._at(key),
-                    Body=_Sending(content, this),
+                    Body=Sending(content, this),
                     ContentMD5=base64.b64encode(digest).decode(),
                     Metadata={_WRITER: writer, _MD5: digest.hex()},
                     **condition,
@@ -267,7 +273,7 @@ class S3Bucket:
         digest = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
 
         def attempt(this: Attempt) -> dict[str, object]:
-            body = _Sending(content, this)
+            body = Sending(content, this)
             reply = self._client.upload_part(
                 **upload, PartNumber=number, Body=body, ContentMD5=digest
             )
@@ -283,6 +289,13 @@ class S3Bucket:
                 f"abort the upload of {key}",
                 lambda _: self._client.abort_multipart_upload(**upload),
             )
+
+    def _require(self, *, whole: bool) -> None:
+        """Raises NotSupported if the server is known not to honour conditions of a put."""
+        needed = Capability.CONDITIONAL_PUT if whole else Capability.CONDITIONAL_PARTS
+        if needed in self._lacks:
+            what = "conditions" if whole else "conditions of large objects"
+            raise NotSupported(f"{self.url} ignores {what}: whoever writes last wins")
 
     def _own(self, key: str, writer: str, this: Attempt, error: Exception) -> ObjectInfo:
         """Return what an earlier attempt stored, if the error comes from that; else raise it."""
@@ -326,21 +339,6 @@ class S3Bucket:
         if not key.startswith(self._prefix):
             raise ObjectStoreFailed(f"{self.url}: a listing names {key!r}, which is not below it")
         return key[len(self._prefix) :]
-
-
-class _Sending(io.BytesIO):
-    """A body to send, of which nothing more is given out once the deadline is past.
-
-    Not bytes: a socket's timeout would then be for all of them, however many there are.
-    """
-
-    def __init__(self, content: bytes, attempt: Attempt) -> None:
-        super().__init__(content)
-        self._attempt = attempt
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._attempt.wait_s()
-        return super().read(size)
 
 
 def _receive(body: Any, expected: int, this: Attempt) -> bytes:

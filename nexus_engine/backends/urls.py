@@ -13,6 +13,7 @@ from nexus_engine.errors import InvalidArgument, NotSupported
 
 _OPENERS = {
     "file": "nexus_engine.backends.directory:open_directory",
+    "gs": "nexus_engine.backends.gcs:open_gcs",
     "s3": "nexus_engine.backends.s3:open_s3",
 }
 _EXTRAS = {"s3": "s3", "gs": "gcs"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import uuid
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import boto3
 import pytest
+from google.api_core.exceptions import Conflict
+from google.cloud import storage
 
 from nexus_engine.backends.bucket import Bucket, Capability
 from nexus_engine.backends.urls import open_bucket
@@ -41,7 +44,9 @@ class Place:
 
 
 _ORDERED = Capability.ORDERED_LISTING | Capability.COPY
-_CONDITIONAL = Capability.CONDITIONAL_PUT | Capability.CONDITIONAL_DELETE
+_CONDITIONAL = (
+    Capability.CONDITIONAL_PUT | Capability.CONDITIONAL_PARTS | Capability.CONDITIONAL_DELETE
+)
 _DOTS = dict.fromkeys(("..", "a/../b", "./a", "a/."), Key.REFUSED)
 _NO_PATHS = dict.fromkeys(("a//b", "/a", "a/", "long"), Key.REFUSED) | _DOTS
 _A_TREE = dict.fromkeys(("a//b", "/a", "a/", "a\\b"), Key.MERGED) | {"long": Key.REFUSED} | _DOTS
@@ -50,8 +55,11 @@ PLACES = [
     Place("directory", _ORDERED | _CONDITIONAL, _NO_PATHS),
     Place("seaweedfs", Capability.COPY | _CONDITIONAL, _A_TREE),
     Place("rclone", _ORDERED, _NO_PATHS | {"a/": Key.MERGED, "long": Key.HALF}),
+    Place("fake-gcs", _ORDERED | Capability.CONDITIONAL_PUT, {}),
+    Place("google", _ORDERED | _CONDITIONAL, {}),
     Place("aws", _ORDERED | _CONDITIONAL, {}),
 ]
+_FIXTURES = {"fake-gcs": "fake_gcs", "rclone": "rclone_s3", "seaweedfs": "seaweedfs"}
 _REACHABLE = [place for place in PLACES if LIVE.get(place.name, "PATH") in os.environ]
 
 
@@ -72,9 +80,12 @@ def url(
     if place.name in LIVE:
         head, _, query = os.environ[LIVE[place.name]].partition("?")
         return f"{head.rstrip('/')}/{uuid.uuid4().hex}?{query}"
-    server: Server = request.getfixturevalue({"rclone": "rclone_s3"}.get(place.name, place.name))
+    server: Server = request.getfixturevalue(_FIXTURES[place.name])
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
+    if place.name == "fake-gcs":
+        make_gcs_bucket()
+        return f"gs://{BUCKET}/{uuid.uuid4().hex}"
     make_s3_bucket(server)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}?endpoint={server.endpoint}"
 
@@ -106,9 +117,14 @@ def open_again(url: str) -> Iterator[Callable[[], Bucket]]:
 
 def make_s3_bucket(server: Server) -> None:
     client = boto3.client("s3", endpoint_url=server.endpoint)
-    try:
+    there = (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou)
+    with contextlib.suppress(*there):
         client.create_bucket(Bucket=BUCKET)
-    except (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
-        pass
-    finally:
-        client.close()
+    client.close()
+
+
+def make_gcs_bucket() -> None:
+    client = storage.Client()
+    with contextlib.suppress(Conflict):
+        client.create_bucket(BUCKET)
+    client.close()
