@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-import io
+import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,9 +12,14 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
+import google.auth
 import google_crc32c
 import requests
+from google.api_core.exceptions import from_http_response
+from google.auth.credentials import AnonymousCredentials
+from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
 
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
@@ -22,6 +28,7 @@ from nexus_engine.backends.gcs_errors import FAILURES, explain, status_of
 from nexus_engine.backends.gcs_upload import Upload
 from nexus_engine.backends.keys import check_key, key_of, order_of, select
 from nexus_engine.backends.probing import probe
+from nexus_engine.backends.receiving import expect, receive
 from nexus_engine.backends.retrying import Again, Attempt, Retrying, final
 from nexus_engine.backends.urls import BucketUrl
 from nexus_engine.errors import (
@@ -43,6 +50,7 @@ PIECE_BYTES = 16 << 20
 _KEY_BYTES_MAX = 1024
 _WRITER = "nexus-writer"
 """Metadata: a random number of the `put`, by which a retry knows its own object again."""
+_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 _ANY = "application/octet-stream"
 
 
@@ -53,17 +61,21 @@ def open_gcs(url: BucketUrl) -> Bucket:
     if not url.host:
         raise InvalidArgument("a gs:// URL names a bucket: gs://bucket or gs://bucket/prefix")
     try:
-        client = storage.Client(
-            # None: objects need no project. It is who pays where the bucket's owner does not.
-            project=project or None,
-            client_options={"api_endpoint": endpoint} if endpoint else None,
-        )
+        if os.environ.get("STORAGE_EMULATOR_HOST"):  # which has no accounts
+            credentials = AnonymousCredentials()
+        else:
+            credentials, _ = google.auth.default(scopes=[_SCOPE])
     except FAILURES as error:
         raise final(explain(error, "connect", str(url))) from error
-    # Else the SDK asks for the bucket's own metadata in threads that nobody waits for.
+    options = {"api_endpoint": endpoint} if endpoint else None
+    # Objects need no project; it is who pays where the bucket's owner does not.
+    client = storage.Client(project or None, credentials, client_options=options)
+    # Else the SDK asks for the bucket's own metadata, in threads that nobody waits for.
     client._bucket_metadata_cache = None
-    bucket = client.bucket(url.host, user_project=project or None)
-    return GcsBucket(client, bucket, url.prefix, url=str(url), retrying=Retrying(deadline_s))
+    return GcsBucket(
+        client, client.bucket(url.host, user_project=project or None), url.prefix,
+        http=AuthorizedSession(credentials), url=str(url), retrying=Retrying(deadline_s),
+    )  # fmt: skip
 
 
 class GcsBucket:
@@ -71,18 +83,20 @@ class GcsBucket:
 
     Args:
         prefix: Empty, or it ends in a slash.
+        http: With credentials, for bodies: the SDK keeps back what the answer says of them, and a
+            session of an upload cannot go on.
     """
 
     def __init__(
-        self, client: Any, bucket: Any, prefix: str, *, url: str, retrying: Retrying
-    ) -> None:
+        self, client: Any, bucket: Any, prefix: str, *, http: requests.Session, url: str,
+        retrying: Retrying,
+    ) -> None:  # fmt: skip
         self.url = url
         self._client = client
         self._bucket = bucket
         self._prefix = prefix
         self._retrying = retrying
-        self._uploads = requests.Session()
-        """Their URLs need no credentials."""
+        self._http = http
         self._can = self._lacks = Capability(0)
         """What `probe` found, and found missing."""
 
@@ -97,34 +111,36 @@ class GcsBucket:
             if self.stat(key).etag != etag and etag:
                 raise ObjectChanged(f"{key} is another version by now")
             return b""
-        blob = self._blob(key, generation=int(etag) if etag else None)
+        name = quote(check_key(self._prefix, key, _KEY_BYTES_MAX), safe="")
+        url = f"{self._client.api_endpoint}/storage/v1/b/{self._bucket.name}/o/{name}?alt=media"
 
         def attempt(this: Attempt) -> bytes:
-            received = _Receiving(this)
-            try:
-                blob.download_to_file(
-                    received, start=offset, end=offset + length - 1, checksum=None,
-                    # As it is stored, also where it is stored compressed.
-                    raw_download=True, **self._patience(this),
-                )  # fmt: skip
-            except FAILURES as error:
-                if status_of(error) == 416:  # it begins past the end
+            with self._http.get(
+                f"{url}&generation={etag}" if etag else url,
+                # As it is stored, also where it is stored compressed.
+                headers={
+                    "Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "gzip"
+                },
+                stream=True, timeout=(this.wait_s(), this.wait_s()),
+            ) as reply:  # fmt: skip
+                if reply.status_code == 416:  # it begins past the end
                     return b""
-                raise
-            content = received.getvalue()
-            generation = str(blob.generation or "")
-            if etag and generation not in ("", etag):
-                raise ObjectChanged(f"{key} is another version by now")
-            if len(content) != length:
-                self._require_end(key, offset, length, len(content), generation, this)
+                if not reply.ok:
+                    raise from_http_response(reply)
+                if etag and reply.headers.get("X-Goog-Generation", etag) != etag:
+                    raise ObjectChanged(f"{key} is another version by now")
+                said, size = reply.headers.get("Content-Range", ""), reply.headers["Content-Length"]
+                expected, is_whole = expect(offset, length, said, int(size))
+                content = receive(reply.raw, expected, this)
+            if is_whole and not _is_intact(content, reply.headers.get("X-Goog-Hash", "")):
+                raise Again(ObjectStoreFailed(f"{key} arrived with a wrong checksum"))
             return content
 
         try:
             return self._try(f"read {key}", attempt, size=length)
         except ObjectNotFound:
-            if self.stat(key):  # or it raises
-                raise ObjectChanged(f"{key} is another version by now") from None
-            raise
+            self.stat(key)  # raises, if there is none
+            raise ObjectChanged(f"{key} is another version by now") from None
 
     def stat(self, key: str) -> ObjectInfo:
         try:
@@ -185,7 +201,7 @@ class GcsBucket:
 
     def close(self) -> None:
         self._retrying.close()
-        self._uploads.close()
+        self._http.close()
         self._client.close()
 
     def _iter_pages(
@@ -248,7 +264,7 @@ class GcsBucket:
                 checksum=None, **self._patience(this),
             ),
         )  # fmt: skip
-        upload = Upload(self._uploads, url, source.size)
+        upload = Upload(self._http, url, source.size)
         try:
             while upload.made is None:
                 piece = source.read(upload.stored, min(PIECE_BYTES, source.size - upload.stored))
@@ -258,6 +274,8 @@ class GcsBucket:
                 with suppress(BackendError):
                     self._try(f"abort the upload of {key}", upload.abort)
         made = upload.made
+        if made["size"] != str(source.size) or made["crc32c"] != blob.crc32c:
+            raise ObjectStoreFailed(f"cannot store {key} in {self.url}: something else was stored")
         when = datetime.fromisoformat(made["timeCreated"])
         return ObjectInfo(key, int(made["size"]), str(made["generation"]), _ns(when))
 
@@ -275,18 +293,6 @@ class GcsBucket:
             if (blob.metadata or {}).get(_WRITER) == writer:
                 return self._info(blob)
         raise error
-
-    def _require_end(
-        self, key: str, offset: int, length: int, received: int, etag: str, this: Attempt
-    ) -> None:
-        """Raises Again where a read is short, and the object goes on.
-
-        The SDK does not say how long the object is, of which it reads a part.
-        """
-        found = self._reload(key, this)
-        expected = max(0, min(length, found.size - offset))
-        if str(found.generation) == etag and received != expected:
-            raise Again(ObjectStoreFailed(f"{received} bytes of {key} came, {expected} should"))
 
     def _reload(self, key: str, this: Attempt) -> Any:
         blob = self._blob(key)
@@ -339,23 +345,21 @@ class GcsBucket:
         return key[len(self._prefix) :]
 
 
-class _Receiving(io.BytesIO):
-    """What takes a body, until the deadline."""
-
-    def __init__(self, attempt: Attempt) -> None:
-        super().__init__()
-        self._attempt = attempt
-
-    def write(self, content: Any, /) -> int:
-        self._attempt.wait_s()
-        return super().write(content)
-
-
 def _crc32c(source: Content) -> str:
+    """Source: X-Goog-Hash (Cloud Storage documentation)."""
     checksum = google_crc32c.Checksum()
     for offset in range(0, source.size, PIECE_BYTES):
         checksum.update(source.read(offset, min(PIECE_BYTES, source.size - offset)))
     return base64.b64encode(checksum.digest()).decode()
+
+
+def _is_intact(content: bytes, hashes: str) -> bool:
+    told = re.search(r"crc32c=([^,]*)", hashes)
+    return not told or told[1] == _crc32c_of(content)
+
+
+def _crc32c_of(content: bytes) -> str:
+    return base64.b64encode(google_crc32c.Checksum(content).digest()).decode()
 
 
 def _ns(when: datetime) -> int:

@@ -121,16 +121,22 @@ class Retrying:
                 f"{REQUESTS_AT_ONCE} requests have been waiting for the server"
                 f" for {self.deadline_s:g} s, and this one for them"
             )
+        # What is for transfers is not for pauses: a server that refuses at once is not asked for
+        # longer because much was to be sent.
+        idle_s = time.monotonic() - begun_s
         try:
             for number in itertools.count():
+                started_s = time.monotonic()
                 try:
                     return attempt(Attempt(number, ends_s, self.silence_s))
                 except Again as again:
                     last = again
+                now_s = time.monotonic()
                 pause_s = max(last.after_s, self._pause_s(number))
+                idle_s += min(now_s - started_s, self.silence_s) + pause_s
                 # What begins later than this could not end in time.
-                too_late = time.monotonic() + pause_s > ends_s - self.silence_s
-                if too_late or self._closed.wait(pause_s):
+                is_late = max(now_s + pause_s - ends_s, idle_s - self.deadline_s) > -self.silence_s
+                if is_late or self._closed.wait(pause_s):
                     raise self._give_up(last, number + 1, begun_s) from last.__cause__
             raise AssertionError("unreachable")
         finally:

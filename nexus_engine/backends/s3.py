@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
 from nexus_engine.backends.content import Content, opened
 from nexus_engine.backends.keys import check_key, key_of, order_of, select
 from nexus_engine.backends.probing import probe
+from nexus_engine.backends.receiving import expect, receive
 from nexus_engine.backends.retrying import (
     REQUESTS_AT_ONCE,
     Again,
@@ -44,7 +44,6 @@ T = TypeVar("T")
 PART_BYTES = 16 << 20
 """What is larger is sent in parts; one is in memory at a time."""
 _PARTS_MAX = 10_000
-_PIECE = 1 << 20
 _KEY_BYTES_MAX = 1024
 
 _WRITER = "nexus-writer"
@@ -127,11 +126,12 @@ class S3Bucket:
                 if status_of(error) == 416:  # it begins past the end
                     return b""
                 raise
-            with closing(reply["Body"]):
+            with reply["Body"] as body:
                 if etag and _etag(reply) != etag:  # a server that ignores If-Match
                     raise ObjectChanged(f"{key} is another version by now")
-                expected, is_whole = _expected(reply, offset, length)
-                content = _receive(reply["Body"], expected, this)
+                said, size = reply.get("ContentRange", ""), reply["ContentLength"]
+                expected, is_whole = expect(offset, length, said, size)
+                content = receive(body, expected, this)
             if is_whole and not _is_intact(content, reply):
                 raise Again(ObjectStoreFailed(f"{key} arrived with a wrong checksum"))
             return content
@@ -339,39 +339,6 @@ class S3Bucket:
         if not key.startswith(self._prefix):
             raise ObjectStoreFailed(f"{self.url}: a listing names {key!r}, which is not below it")
         return key[len(self._prefix) :]
-
-
-def _receive(body: Any, expected: int, this: Attempt) -> bytes:
-    pieces, missing = [], expected
-    while missing:
-        body.set_socket_timeout(this.wait_s())
-        piece = body.read(min(_PIECE, missing))
-        if not piece:
-            raise Again(ObjectStoreFailed(f"{missing} of {expected} bytes are missing"))
-        pieces.append(piece)
-        missing -= len(piece)
-    return b"".join(pieces)
-
-
-def _expected(reply: Any, offset: int, length: int) -> tuple[int, bool]:
-    """Return how many bytes the answer to a ranged GET must have, and whether they are all.
-
-    Source: RFC 9110, 14.4 and 15.3.7.
-    """
-    said = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", reply.get("ContentRange", ""))
-    if said:
-        first, last, size = (int(number) for number in said.groups())
-    else:  # not a part: all of it
-        first, last, size = 0, reply["ContentLength"] - 1, reply["ContentLength"]
-    expected = min(length, size - offset)
-    if first != offset or last - first + 1 != expected or reply["ContentLength"] != expected:
-        raise Again(
-            ObjectStoreFailed(
-                f"asked for {length} bytes from {offset}, the server sends"
-                f" {reply['ContentLength']} from {first}"
-            )
-        )
-    return expected, expected == size
 
 
 def _is_intact(content: bytes, reply: Any) -> bool:

@@ -23,6 +23,8 @@ from botocore.exceptions import (
     UnknownTokenProviderError,
 )
 from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
+from urllib3.exceptions import TimeoutError as SocketTimeoutError
 
 from nexus_engine.backends.retrying import Again
 from nexus_engine.errors import (
@@ -36,7 +38,8 @@ from nexus_engine.errors import (
     StoreInaccessible,
 )
 
-FAILURES = (BotoCoreError, ClientError, ResponseParserError, TimeoutError)
+FAILURES = (BotoCoreError, ClientError, HTTPError, ResponseParserError, TimeoutError)
+"""``HTTPError`` and ``TimeoutError`` come while a body is received."""
 
 _NO_CREDENTIALS = (
     CredentialRetrievalError,
@@ -47,9 +50,10 @@ _NO_CREDENTIALS = (
     TokenRetrievalError,
     UnknownTokenProviderError,
 )
-_SILENT = (ConnectTimeoutError, ReadTimeoutError, TimeoutError)
+_SILENT = (ConnectTimeoutError, ReadTimeoutError, SocketTimeoutError, TimeoutError)
 _PASSING = (
-    ChecksumError, ConnectionError, HTTPClientError, IncompleteReadError, ResponseParserError
+    ChecksumError, ConnectionError, HTTPClientError, HTTPError, IncompleteReadError,
+    ResponseParserError,
 )  # fmt: skip
 
 _EXPIRED = frozenset(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"))
