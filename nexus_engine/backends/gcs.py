@@ -245,6 +245,7 @@ class GcsBucket:
                 )  # fmt: skip
             except FAILURES as error:
                 return self._own(key, blob.metadata[_WRITER], this, error)
+            self._require_same(key, blob.size, blob.crc32c, source)
             return self._info(blob)
 
         return self._try(f"store {key}", attempt, size=source.size)
@@ -274,8 +275,7 @@ class GcsBucket:
                 with suppress(BackendError):
                     self._try(f"abort the upload of {key}", upload.abort)
         made = upload.made
-        if made["size"] != str(source.size) or made["crc32c"] != blob.crc32c:
-            raise ObjectStoreFailed(f"cannot store {key} in {self.url}: something else was stored")
+        self._require_same(key, int(made["size"]), made["crc32c"], source)
         when = datetime.fromisoformat(made["timeCreated"])
         return ObjectInfo(key, int(made["size"]), str(made["generation"]), _ns(when))
 
@@ -285,6 +285,11 @@ class GcsBucket:
         if needed in self._lacks:
             what = "conditions" if whole else "conditions of large objects"
             raise NotSupported(f"{self.url} ignores {what}: whoever writes last wins")
+
+    def _require_same(self, key: str, size: int, crc32c: str, source: Content) -> None:
+        """Raises ObjectStoreFailed if the server says that it has stored something else."""
+        if (size, crc32c) != (source.size, _crc32c(source)):
+            raise ObjectStoreFailed(f"cannot store {key} in {self.url}: something else was stored")
 
     def _own(self, key: str, writer: str, this: Attempt, error: Exception) -> ObjectInfo:
         """Return what an earlier attempt stored, if the error comes from that; else raise it."""
@@ -355,11 +360,8 @@ def _crc32c(source: Content) -> str:
 
 def _is_intact(content: bytes, hashes: str) -> bool:
     told = re.search(r"crc32c=([^,]*)", hashes)
-    return not told or told[1] == _crc32c_of(content)
-
-
-def _crc32c_of(content: bytes) -> str:
-    return base64.b64encode(google_crc32c.Checksum(content).digest()).decode()
+    with opened(content) as received:
+        return not told or told[1] == _crc32c(received)
 
 
 def _ns(when: datetime) -> int:

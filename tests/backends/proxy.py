@@ -20,6 +20,7 @@ Fault = Literal[
     "cut the body",  # the connection ends in the middle of the body
     "shorten the body",  # by half, and so does Content-Length
     "damage the body",  # a byte of it is another
+    "damage the request",  # a byte of its body is
     "trickle",  # a byte of the body now and then
 ]
 _SLOW_DOWN = (
@@ -116,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         request = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if fault == "damage the request":
+            request = _damaged(request, len(request) // 2)
         if rule and fault == "slow down":
             self._reply(503, rule.headers, _SLOW_DOWN)
             return
@@ -162,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "shorten the body":
             body = body[: len(body) // 2]
         if fault == "damage the body":
-            body = body[:-1] + bytes([body[-1] ^ 1])
+            body = _damaged(body, len(body) - 1)
         self.send_response_only(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -189,3 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
         except (ConnectionError, TimeoutError):
             self.close_connection = True  # the client gave up
+
+
+def _damaged(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]

@@ -159,6 +159,21 @@ def test_a_put_that_lost_its_answer_does_not_take_anothers_object_for_its_own(
         bucket.put("a", CONTENT, if_absent=True)
 
 
+@pytest.mark.parametrize("pattern", [PUT, DATA], ids=["whole", "part"])
+def test_what_arrives_damaged_at_the_server_is_not_taken_for_stored(
+    bucket: Bucket, near: Bucket, proxy: Proxy, scheme: str, large: Path, pattern: str
+) -> None:
+    """S3 refuses it, and it is sent again. fake-gcs-server stores it: that is an error."""
+    content = CONTENT if pattern == PUT else LARGE
+    proxy.fail("damage the request", pattern, times=1)
+    if scheme == "gs":
+        with pytest.raises(ObjectStoreFailed, match="something else"):
+            bucket.put("a", content if pattern == PUT else large)
+        return
+    bucket.put("a", content if pattern == PUT else large)
+    assert near.read("a", 0, 1 << 30) == content
+
+
 @pytest.mark.parametrize("fault", PASSING)
 def test_a_large_file_goes_on_where_it_was_cut(
     bucket: Bucket, near: Bucket, proxy: Proxy, large: Path, fault: Fault
