@@ -163,7 +163,7 @@ def _keep(name: str, directory: Path) -> None:
             print("ready", flush=True)  # noqa: T201
             os.close(1)
             fcntl.flock(users, fcntl.LOCK_EX)
-            (directory / "endpoint").unlink()
+            (directory / "endpoint").unlink(missing_ok=True)
         finally:
             server.kill()
             server.wait()

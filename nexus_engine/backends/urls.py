@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import TypeAlias
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from nexus_engine.backends.bucket import Bucket
 from nexus_engine.backends.retrying import DEADLINE_S
 from nexus_engine.errors import InvalidArgument, NotSupported
 
+ENTRY_POINTS = "nexus.backends"
+"""In this group, a package may name a function for a scheme: ``(BucketUrl) -> Bucket``."""
 _OPENERS = {
     "file": "nexus_engine.backends.directory:open_directory",
     "gs": "nexus_engine.backends.gcs:open_gcs",
@@ -80,6 +84,9 @@ class BucketUrl:
         return f"{self.scheme}://{self.host}{self.path}{query}"
 
 
+Opener: TypeAlias = Callable[[BucketUrl], Bucket]
+
+
 def open_bucket(url: str, options: Mapping[str, str] | None = None) -> Bucket:
     """Return the bucket that a URL names. Nothing is asked of the server yet.
 
@@ -116,13 +123,12 @@ def parse(url: str, options: Mapping[str, str]) -> BucketUrl:
     return BucketUrl(parts.scheme, parts.netloc, unquote(parts.path), given)
 
 
-def _opener(scheme: str) -> Callable[[BucketUrl], Bucket]:
+def _opener(scheme: str) -> Opener:
     if scheme not in _OPENERS:
-        known = ", ".join(f"{name}://" for name in sorted(_OPENERS))
-        raise NotSupported(f"nothing here knows {scheme}:// (known: {known})")
+        return _find_installed(scheme)
     module, _, name = _OPENERS[scheme].partition(":")
     try:
-        opener: Callable[[BucketUrl], Bucket] = getattr(importlib.import_module(module), name)
+        opener: Opener = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         if scheme not in _EXTRAS:
             raise
@@ -130,3 +136,13 @@ def _opener(scheme: str) -> Callable[[BucketUrl], Bucket]:
             f"{scheme}:// needs the package {error.name}: pip install 'nexusfs[{_EXTRAS[scheme]}]'"
         ) from error
     return opener
+
+
+def _find_installed(scheme: str) -> Opener:
+    """Return what a package of somebody else's has registered for a scheme."""
+    installed = entry_points(group=ENTRY_POINTS)
+    for entry in installed.select(name=scheme):
+        opener: Opener = entry.load()
+        return opener
+    known = ", ".join(f"{name}://" for name in sorted({*_OPENERS, *installed.names}))
+    raise NotSupported(f"nothing here knows {scheme}:// (known: {known})")

@@ -7,7 +7,7 @@ import enum
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import boto3
@@ -20,7 +20,11 @@ from nexus_engine.backends.urls import open_bucket
 from tests.servers import Server
 
 BUCKET = "contract"
-LIVE = {"aws": "NEXUS_TEST_S3_URL", "google": "NEXUS_TEST_GCS_URL"}
+LIVE = {
+    "aws": "NEXUS_TEST_S3_URL",
+    "google": "NEXUS_TEST_GCS_URL",
+    "other": "NEXUS_TEST_BUCKET_URL",
+}
 """Where these variables hold a URL, the same tests run there: CONTRIBUTING.md."""
 
 
@@ -58,6 +62,7 @@ PLACES = [
     Place("fake-gcs", _ORDERED | Capability.CONDITIONAL_PUT, {}),
     Place("google", _ORDERED | _CONDITIONAL, {}),
     Place("aws", _ORDERED | _CONDITIONAL, {}),
+    Place("other", Capability(0), {}),  # what it says that it can do
 ]
 _FIXTURES = {"fake-gcs": "fake_gcs", "rclone": "rclone_s3", "seaweedfs": "seaweedfs"}
 _REACHABLE = [place for place in PLACES if LIVE.get(place.name, "PATH") in os.environ]
@@ -66,6 +71,9 @@ _REACHABLE = [place for place in PLACES if LIVE.get(place.name, "PATH") in os.en
 @pytest.fixture(params=_REACHABLE, ids=[place.name for place in _REACHABLE])
 def place(request: pytest.FixtureRequest) -> Place:
     chosen: Place = request.param
+    if chosen.name == "other":
+        with contextlib.closing(open_bucket(os.environ[LIVE["other"]])) as bucket:
+            return replace(chosen, capabilities=bucket.probe())
     return chosen
 
 
