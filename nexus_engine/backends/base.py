@@ -38,6 +38,22 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def read_stored(self, key: str, offset: int, length: int) -> View:
+        """Like `read`, from where the object is to stay: no copy of it that is nearer.
+
+        For who wants to know whether it decayed. Cheap only for one reader after the other, each
+        going on where the last one ended.
+        """
+        ...
+
+    def distrust(self, key: str) -> bool:
+        """Drop copies of an object that turned out to be wrong.
+
+        Returns:
+            Whether there were any: then another `read` may give better ones.
+        """
+        ...
+
     def size(self, key: str) -> int:
         """Return the object's length in bytes.
 
@@ -47,11 +63,27 @@ class ObjectStore(Protocol):
         ...
 
     def put_file(self, key: str, path: Path) -> None:
-        """Take over a finished local file as the object; durable when it returns.
+        """Take over a finished local file as the object; durable on this machine when it returns.
 
         The file at ``path`` belongs to the store from here on, which may move or remove it.
         An object of that key is replaced. Idempotent: a repeat after a failure finishes the
         job, however far the first attempt came.
+        """
+        ...
+
+    def secure(self) -> None:
+        """Wait until all that came through `put_file` is where it is to stay.
+
+        Raises:
+            StoreHung, ObjectStoreFailed: It is not, yet; nothing of it is lost.
+        """
+        ...
+
+    def await_room(self) -> None:
+        """Wait until another object may be begun: not too many are on their way.
+
+        Raises:
+            NoSpace: It took too long.
         """
         ...
 
@@ -70,10 +102,30 @@ class ObjectStore(Protocol):
         """Yield the keys that begin with ``prefix`` (any string), in no particular order."""
         ...
 
+    def iter_sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Yield likewise each key with its object's length in bytes."""
+        ...
+
+    def is_near(self, key: str) -> bool:
+        """Tell whether all of an object is on this machine: a look at a part of it costs little."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove the object; no error if there is none. Durable when it returns.
 
         A process that hears of a deletion by another should delete too: it lets go of what
         it keeps open, and so of the space.
         """
+        ...
+
+    def forget_deleted(self) -> None:
+        """Let go of objects that another process deleted: until then their space is not free."""
+        ...
+
+    def figures(self) -> dict[str, int]:
+        """Return gauges, for a status."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything that is open, whoever still refers to this."""
         ...

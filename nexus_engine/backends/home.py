@@ -1,0 +1,198 @@
+"""The bucket that a store's packs live in: the right one, and not asked again while it is gone."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import msgspec
+
+from nexus_engine import errors
+from nexus_engine.backends.bucket import Bucket, Capability
+
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+MARK_KEY = "nexus-store.json"
+_MARK_MAX = 4096
+_TRY_S = 5.0
+"""Between two attempts at a bucket that does not answer."""
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """What a bucket's prefix says of itself."""
+
+    nexus_store: int
+    store_id: str
+
+
+class Home:
+    """Thread-safe.
+
+    Args:
+        url: For people.
+        connect: Makes the bucket; called when it is first needed.
+        store_id: Of the store that the prefix must belong to.
+    """
+
+    def __init__(self, url: str, connect: Callable[[], Bucket], store_id: str) -> None:
+        self.url = url
+        self._connect = connect
+        self._store_id = store_id
+        self._lock = threading.Lock()
+        self._connecting = threading.Lock()
+        self._bucket: Bucket | None = None
+        self._capabilities: Capability | None = None
+        self._silent_s: float | None = None
+        """Since when it has not answered."""
+        self._next_try_s = 0.0
+
+    def ask(self, question: Callable[[Bucket], R]) -> R:
+        """Return the bucket's answer.
+
+        Raises:
+            StoreHung: It does not answer; at once, where somebody else found so just now.
+            EngineError: Whatever the question raises; and StoreInaccessible, where the prefix is
+                another store's.
+        """
+        self._require_answering()
+        begun_s = time.monotonic()
+        try:
+            answer = question(self._verified())
+        except errors.StoreHung:
+            self._note_silence(begun_s)
+            raise
+        except errors.EngineError:
+            self._note_answer()
+            raise
+        self._note_answer()
+        return answer
+
+    def is_conditional(self) -> bool:
+        """Tell whether the server keeps the conditions of a put; asks it once.
+
+        Raises:
+            EngineError: As `ask`.
+        """
+        if self._capabilities is None:
+            self._capabilities = self.ask(lambda bucket: bucket.probe())
+            if Capability.CONDITIONAL_PUT not in self._capabilities:
+                log.warning(
+                    "%s does not know conditional writes: before each pack it is asked whether the"
+                    " pack is there; a second store on the same prefix might go unnoticed",
+                    self.url,
+                )
+        return Capability.CONDITIONAL_PUT in self._capabilities
+
+    def figures(self) -> dict[str, int]:
+        silent_s = self._silent_s
+        return {} if silent_s is None else {"bucket_silent_s": int(time.monotonic() - silent_s) + 1}
+
+    def close(self) -> None:
+        bucket, self._bucket = self._bucket, None
+        if bucket is not None:
+            bucket.close()
+
+    def _verified(self) -> Bucket:
+        bucket = self._bucket
+        if bucket is not None:
+            return bucket
+        with self._connecting:
+            if self._bucket is None:
+                bucket = self._connect()
+                require_mark(bucket, self._store_id)
+                self._bucket = bucket
+            return self._bucket
+
+    def _require_answering(self) -> None:
+        with self._lock:
+            if self._silent_s is None:
+                return
+            now_s = time.monotonic()
+            if now_s < self._next_try_s:
+                silent_s = int(now_s - self._silent_s)
+                raise errors.StoreHung(f"{self.url} has not answered for {silent_s} s")
+            self._next_try_s = now_s + _TRY_S
+
+    def _note_silence(self, begun_s: float) -> None:
+        with self._lock:
+            is_news = self._silent_s is None
+            if is_news:
+                self._silent_s = begun_s
+            self._next_try_s = time.monotonic() + _TRY_S
+        if is_news:
+            log.error(
+                "%s does not answer; what is in the cache is served, the rest fails until it does",
+                self.url,
+            )
+
+    def _note_answer(self) -> None:
+        if self._silent_s is None:
+            return
+        with self._lock:
+            silent_s, self._silent_s = self._silent_s, None
+        if silent_s is not None:
+            log.warning("%s answers again, after %d s", self.url, int(time.monotonic() - silent_s))
+
+
+def claim_prefix(bucket: Bucket, store_id: str) -> None:
+    """Make an empty prefix a store's.
+
+    Raises:
+        StoreInaccessible: It is another's.
+    """
+    conditional = Capability.CONDITIONAL_PUT in bucket.probe()
+    if not conditional:
+        log.warning(
+            "%s does not know conditional writes: see to it that no other store gets this prefix",
+            bucket.url,
+        )
+    content = msgspec.json.encode(Mark(1, store_id))
+    with suppress(errors.ObjectNotFound):
+        found = read_mark(bucket)
+        raise errors.StoreInaccessible(
+            f"{bucket.url} is the place of another store, {found}: give another prefix (or remove"
+            f" {MARK_KEY} from it, if that store never came to be)"
+        )
+    try:
+        bucket.put(MARK_KEY, content, if_absent=conditional)
+    except errors.ObjectChanged:
+        raise errors.StoreInaccessible(f"{bucket.url} has just become another store's") from None
+    # Where conditions are not kept, two may have thought so.
+    require_mark(bucket, store_id)
+
+
+def read_mark(bucket: Bucket) -> str:
+    """Return which store a prefix belongs to.
+
+    Raises:
+        ObjectNotFound: None.
+    """
+    content = bucket.read(MARK_KEY, 0, _MARK_MAX)
+    try:
+        return msgspec.json.decode(content, type=Mark).store_id
+    except msgspec.DecodeError as error:
+        raise errors.StoreInaccessible(f"{bucket.url}: {MARK_KEY} is damaged: {error}") from error
+
+
+def require_mark(bucket: Bucket, store_id: str) -> None:
+    """Refuse a prefix that is not this store's.
+
+    Raises:
+        StoreInaccessible.
+    """
+    try:
+        found = read_mark(bucket)
+    except errors.ObjectNotFound:
+        raise errors.StoreInaccessible(
+            f"{bucket.url} is not the place of this store's packs: there is no {MARK_KEY}"
+        ) from None
+    if found != store_id:
+        raise errors.StoreInaccessible(
+            f"{bucket.url} has the packs of another store, {found}; this is {store_id}"
+        )

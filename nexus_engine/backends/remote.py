@@ -1,0 +1,330 @@
+"""Objects in a bucket: sent there from a spool on the local disk, read through a cache on it.
+
+::
+
+    STORE/packs/ID.pack   a pack that the bucket does not have yet
+    STORE/cache/…         copies of what it has
+
+What lies in the spool is the object; whatever is not there, the bucket has. So nothing else says
+where a pack is, and nothing can say it wrongly: the file goes when the bucket has confirmed the
+object. Whoever sends or deletes one holds an ``flock`` on the file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from nexus_engine import errors
+from nexus_engine.backends.base import View
+from nexus_engine.backends.block_cache import BLOCK_BYTES, BlockCache
+from nexus_engine.backends.bucket import Bucket, ObjectInfo
+from nexus_engine.backends.fetching import Fetcher
+from nexus_engine.backends.files import translate
+from nexus_engine.backends.home import Home
+from nexus_engine.backends.local import LocalObjectStore
+from nexus_engine.backends.spool import Spool
+
+log = logging.getLogger(__name__)
+
+CACHE_NAME = "cache"
+_STORED_BYTES = 8 << 20
+"""Read at once where what is read comes one after the other, and not from the cache."""
+_LOCK_POLL_S = 0.05
+_ELSEWHERE_S = 600.0
+"""How long somebody else may be sending what is to be deleted."""
+
+
+class Limits(NamedTuple):
+    """What a store allows its bucket; see `StoreConfig`."""
+
+    cache_bytes: int
+    backlog_bytes: int
+    upload_limit_s: float
+
+
+class RemoteObjectStore:
+    """An `ObjectStore` in a bucket; several processes of one machine may use the same one.
+
+    Args:
+        root: The store's directory.
+        home: The bucket, once it is known to be this store's.
+        press: Told whether more is waiting to be sent than should.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        home: Home,
+        limits: Limits,
+        *,
+        press: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        self._root = root
+        self._home = home
+        self._limits = limits
+        self._local = LocalObjectStore(root)
+        self._cache = BlockCache(root / CACHE_NAME, limits.cache_bytes)
+        self._spool = Spool(
+            self._send,
+            backlog_bytes=limits.backlog_bytes,
+            limit_s=limits.upload_limit_s,
+            press=press,
+        )
+        self._fetcher = Fetcher(
+            lambda key, offset, length: home.ask(lambda b: b.read(key, offset, length)),
+            has=lambda key, index: self._cache.has(_name(key), index),
+            keep=lambda key, index, content: self._cache.put(_name(key), index, content),
+        )
+        self._lock = threading.Lock()
+        self._away: set[str] = set()
+        """Objects that were not in the spool when it was last looked at."""
+        self._sizes: dict[str, int] = {}
+        """Of objects in the bucket, which never change."""
+        self._window = ("", 0, b"")
+        """What was read last and past the cache: key, offset, content."""
+
+    # -- reading --
+
+    def read(self, key: str, offset: int, length: int) -> View:
+        if key not in self._away:
+            try:
+                return self._local.read(key, offset, length)
+            except errors.ObjectNotFound:
+                self._away.add(key)
+        return self._read_far(key, offset, length)
+
+    def read_resident(self, key: str, offset: int, length: int) -> View | None:
+        if key not in self._away:
+            return self._local.read_resident(key, offset, length)
+        name = _name(key)
+        parts: list[View] = []
+        for index, start, stop in _blocks(offset, length):
+            part = self._cache.read_resident(name, index, start, stop - start)
+            if part is None:
+                return None
+            parts.append(part)
+            self._fetcher.note_read(key, index)
+            if len(part) < stop - start:
+                break
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_far(self, key: str, offset: int, length: int) -> View:
+        name, last = _name(key), (offset + length - 1) // BLOCK_BYTES
+        parts: list[View] = []
+        for index, start, stop in _blocks(offset, length):
+            self._fetcher.note_read(key, index)
+            part = self._cache.read(name, index, start, stop - start)
+            if part is None:
+                part = memoryview(self._fetcher.block(key, index, last))[start:stop]
+            parts.append(part)
+            if len(part) < stop - start:
+                break
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_stored(self, key: str, offset: int, length: int) -> View:
+        with suppress(errors.ObjectNotFound):
+            return self._local.read_stored(key, offset, length)
+        with self._lock:
+            window_key, begin, content = self._window
+        at = offset - begin
+        short = len(content) < _STORED_BYTES  # the object ends there
+        if window_key != key or at < 0 or (at + length > len(content) and not short):
+            wanted = max(length, _STORED_BYTES)
+            content, at = self._home.ask(lambda b: b.read(key, offset, wanted)), 0
+            with self._lock:
+                self._window = (key, offset, content)
+        return memoryview(content)[at : at + length]
+
+    def distrust(self, key: str) -> bool:
+        self._fetcher.forget(key)
+        return self._cache.forget(_name(key))
+
+    def size(self, key: str) -> int:
+        with suppress(errors.ObjectNotFound):
+            return self._local.size(key)
+        known = self._sizes.get(key)
+        if known is None:
+            known = self._home.ask(lambda b: b.stat(key)).size
+            self._sizes[key] = known
+        return known
+
+    def iter_keys(self, prefix: str) -> Iterator[str]:
+        for key, _ in self.iter_sizes(prefix):
+            yield key
+
+    def iter_sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        # The spool first: what leaves it meanwhile is in the bucket's list as well.
+        seen = dict(self._local.iter_sizes(prefix))
+        seen = {key: size for key, size in seen.items() if not key.startswith(f"{CACHE_NAME}/")}
+        yield from seen.items()
+        listed = self._home.ask(lambda b: list(b.iter_objects(prefix)))
+        sizes = {found.key: found.size for found in listed if not isinstance(found, str)}
+        rest = {key: size for key, size in self._sizes.items() if not key.startswith(prefix)}
+        self._sizes = {**rest, **sizes}
+        yield from ((key, size) for key, size in sizes.items() if key not in seen)
+
+    def is_near(self, key: str) -> bool:
+        return (self._root / key).exists()
+
+    # -- writing --
+
+    def put_file(self, key: str, path: Path) -> None:
+        self._local.put_file(key, path)
+        self._away.discard(key)
+        try:
+            self._spool.add(key, self._root / key)
+        except FileNotFoundError:
+            pass  # an earlier attempt came that far, and it is sent already
+        except OSError as error:
+            raise translate(error, f"store {key}") from error
+
+    def secure(self) -> None:
+        self._spool.secure(limit_s=self._limits.upload_limit_s)
+
+    def drain(self) -> None:
+        """Wait as long as sending gets on.
+
+        Raises:
+            EngineError: It does not; what is left is sent by whoever opens the store next.
+        """
+        self._spool.secure(limit_s=None)
+
+    def await_room(self) -> None:
+        self._spool.await_room()
+
+    def sync(self, key: str) -> None:
+        # What is in the bucket is durable. Not asked: an fsync must not wait for that.
+        with suppress(errors.ObjectNotFound):
+            self._local.sync(key)
+
+    def delete(self, key: str) -> None:
+        self._spool.forget(key)
+        with _locked(self._root / key, _ELSEWHERE_S):
+            self._local.delete(key)
+            self._fetcher.forget(key)
+            self._cache.forget(_name(key))
+            self._home.ask(lambda b: b.delete(key))
+        self._sizes.pop(key, None)
+        self._away.add(key)
+
+    def is_waiting(self, key: str) -> bool:
+        """Tell whether an object is being sent by us."""
+        return key in self._spool
+
+    def _send(self, key: str, path: Path) -> None:
+        """Bring a file to the bucket; it becomes cache. In a thread of the spool."""
+        with _locked(path, 0) as there:
+            if not there:
+                return  # another process sent it, or it was deleted
+            size = path.stat().st_size
+            conditional = self._home.is_conditional()
+            self._home.ask(lambda bucket: _put(bucket, key, path, conditional=conditional))
+            self._sizes[key] = size
+            self._cache.adopt(_name(key), path)
+            self._local.let_go(key)
+            self._away.add(key)
+
+    def require_home(self) -> None:
+        """Raises EngineError where the bucket cannot be used, or is not this store's."""
+        self._home.ask(lambda _: None)
+
+    def forget_deleted(self) -> None:
+        self._local.forget_deleted()
+        self._away.clear()  # somebody may have put one back, from a backup
+        self._cache.trim()
+
+    def figures(self) -> dict[str, int]:
+        return {
+            "backlog_bytes": self._spool.backlog_bytes,
+            "cache_bytes": self._cache.used_bytes,
+            "packs_sent": self._spool.sent,
+            "packs_sent_bytes": self._spool.sent_bytes,
+            **self._home.figures(),
+        }
+
+    def close(self) -> None:
+        self._spool.close()
+        self._local.close()
+        self._cache.close()
+        self._home.close()
+
+
+def _put(bucket: Bucket, key: str, path: Path, *, conditional: bool) -> None:
+    """Store a pack where there is none.
+
+    Its name is 128 random bits, so that what is there already is ours: from an attempt that came to
+    its end unnoticed, or a pack that decayed and of which somebody put a good copy into the spool.
+    """
+    if conditional:
+        with suppress(errors.ObjectChanged):
+            bucket.put(key, path, if_absent=True)
+            return
+    try:
+        there = bucket.stat(key)
+    except errors.ObjectNotFound:
+        bucket.put(key, path)
+        return
+    if not _is_same(bucket, key, path, there):
+        log.warning("%s had other bytes under %s: they are replaced", bucket.url, key)
+        bucket.put(key, path, if_match=there.etag if conditional else "")
+
+
+def _is_same(bucket: Bucket, key: str, path: Path, there: ObjectInfo) -> bool:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size != there.size:
+            return False
+        at = 0
+        while piece := file.read(_STORED_BYTES):
+            if bucket.read(key, at, len(piece)) != piece:
+                return False
+            at += len(piece)
+    return True
+
+
+@contextmanager
+def _locked(path: Path, limit_s: float) -> Iterator[bool]:
+    """Keep others from sending or deleting a file; yields whether it is there.
+
+    Raises:
+        StoreBusy: Somebody else is at it, and for longer than may be waited for.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield False
+        return
+    except OSError as error:
+        raise translate(error, f"open {path}") from error
+    try:
+        deadline_s = time.monotonic() + limit_s
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline_s:
+                    raise errors.StoreBusy(f"another process is sending {path.name}") from None
+                time.sleep(_LOCK_POLL_S)
+        yield path.exists() and os.path.samestat(path.stat(), os.fstat(fd))
+    finally:
+        os.close(fd)
+
+
+def _blocks(offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (index, start, stop) of the blocks of a range, with start and stop in the block."""
+    end = offset + length
+    for index in range(offset // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
+        base = index * BLOCK_BYTES
+        yield index, max(offset - base, 0), min(end - base, BLOCK_BYTES)
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2].removesuffix(".pack")
