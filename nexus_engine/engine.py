@@ -40,6 +40,8 @@ Groups = Callable[[], Collection[int]]
 
 log = logging.getLogger(__name__)
 
+_SECURING_MAX = 256
+"""Who waits for a bucket does so in a thread. All who wait share what is sent."""
 _WATCHED_BYTES = 128 * 1024
 _NAMES_SHOWN = 10
 
@@ -60,6 +62,7 @@ class Engine:
         self.content = Content(store, noatime=noatime)
         self.tail = Tail(store.database)
         self._batches = Batches(store, self.content, self.tail)
+        self._securing = anyio.CapacityLimiter(_SECURING_MAX)
 
     @classmethod
     def start(cls, path: FilePath, *, clock: Clock | None = None, noatime: bool = False) -> Engine:
@@ -93,6 +96,7 @@ class Engine:
             self.store.upkeep(self.content.drop_unlinked)
             self.store.upkeep(self.content.write_access_times)
             await self.store.disk.sync(self.store.chunks.close)
+            await self._drain()
             self.store.close()
         except errors.EngineError as error:
             left = await self.content.leave_sessions()
@@ -102,6 +106,13 @@ class Engine:
             self.store.abandon(str(unfinished))
             return unfinished
         return None
+
+    async def _drain(self) -> None:
+        """Wait until the bucket has everything, as long as that gets on."""
+        try:
+            await anyio.to_thread.run_sync(self.store.drain)
+        except errors.EngineError as error:
+            log.error("not everything is in %s: %s", self.store.packs_url, error)
 
     def _describe(self, error: errors.EngineError, left: dict[Ino, bool]) -> str:
         """Say in one line what an error at the end means for the files that were written to."""
@@ -406,6 +417,17 @@ class Engine:
         await self.content.flush(handle.file)
         self.store.settle()
         await self.store.disk.sync(self.store.sync, handle.file.ino, self.store.database.state())
+        await self.secure()
+
+    async def fsync_directory(self) -> None:
+        """What a directory holds survives a power loss; and so does all else so far."""
+        await self.sync()
+        await self.secure()
+
+    async def secure(self) -> None:
+        """Where fsync promises more than this machine's disk: wait for that."""
+        if self.store.fsync_secures:
+            await anyio.to_thread.run_sync(self.store.secure, limiter=self._securing)
 
     async def release(self, handle: Handle) -> None:
         await self.content.release(handle)
@@ -517,7 +539,7 @@ class Engine:
         """
 
         def run() -> R:
-            peer = Store.open(self.store.path, clock=self.store.clock)
+            peer = Store.open(self.store.path, clock=self.store.clock, beside=self.store)
             try:
                 return action(peer)
             finally:
@@ -545,6 +567,7 @@ class Engine:
         silent_s = self.store.disk.silent_s
         return {
             **self.content.figures(),
+            **self.store.objects.figures(),
             "wal_bytes": self.store.database.connection.wal_bytes(),
             **({"disk_silent_s": silent_s} if silent_s else {}),
         }

@@ -16,6 +16,7 @@ from functools import partial
 import anyio
 
 from nexus_engine import errors
+from nexus_engine.cas.pack import PACK_HEADER_SIZE
 from nexus_engine.check import scrub as scrubbing
 from nexus_engine.config import Retention, Scrub, parse_bytes, seconds
 from nexus_engine.engine import Engine
@@ -66,6 +67,8 @@ class Services:
         self._synced = (time.monotonic(), engine.reader.head())
         self._made_room_s = float("-inf")
         self._was_full = False
+        self._filled_s: dict[str, float] = {}
+        """Since when a pack holds something that the bucket does not have."""
         self._failures = _Failures()
 
     async def run_settling(self) -> None:
@@ -117,6 +120,20 @@ class Services:
             await anyio.sleep(RECOVERY_INTERVAL_S)
             if not is_alone(self._store.peers):
                 await self._beside("recovery", lambda _, store: recover(store))
+
+    async def run_sending(self) -> None:
+        """Have a bucket get what processes that died left on the disk, for ever."""
+        if self._store.packs_url is None:
+            await anyio.sleep_forever()
+        while True:
+            try:
+                await self._store.disk.sync(self._store.send_orphans)
+                self._failures.done("sending")
+            except errors.StoreHung:
+                pass  # the disk has said so
+            except errors.EngineError as error:
+                self._failures.failed("sending", error, "trying again")
+            await anyio.sleep(RECOVERY_INTERVAL_S)
 
     async def run_retention(self) -> None:
         """Prune by the store's policy, again and again; without one, do nothing for ever."""
@@ -203,7 +220,21 @@ class Services:
             await self._engine.sync()
             self._synced = (now_s, head)
         await self._store.disk.sync(self._store.checkpoint)
+        if self._store.packs_url is not None:
+            await self._send_old_packs()
         await self._retire_packs()
+
+    async def _send_old_packs(self) -> None:
+        """Begin new packs where the bucket has been waiting for those of now long enough."""
+        now_s = time.monotonic()
+        packs = [p for p in self._store.chunks.packs_written() if not p.sealed]
+        self._filled_s = {
+            p.pack: self._filled_s.get(p.pack, now_s) for p in packs if p.length > PACK_HEADER_SIZE
+        }
+        limit_s = self._store.config.upload_interval_s
+        old = {pack for pack, since_s in self._filled_s.items() if now_s - since_s >= limit_s}
+        if old:
+            await self._store.disk.sync(self._store.chunks.finish, old)
 
     async def _retire_packs(self) -> None:
         """Have recovery, and nobody but gc, look into complete packs no more."""
@@ -229,6 +260,7 @@ class Services:
             if await self._content.leave_packs(names):
                 # What goes may have been fsynced: what takes its place must be as durable.
                 await self._engine.sync()
+                await self._engine.secure()
             self._store.with_reserve(gc_queries.note_seen, connection, names, self._store.owner)
 
 

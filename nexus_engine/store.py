@@ -3,7 +3,8 @@
 ::
 
     STORE/meta.db      metadata and log (SQLite)
-    STORE/packs/…      chunks
+    STORE/packs/…      chunks; where packs live in a bucket, those that it does not have yet
+    STORE/cache/…      copies of what is in the bucket
     STORE/reserve      space held back for emptying a full disk
     STORE/store.yaml   settings, optional
     STORE/peers/…      a lock, a socket and a journal for each process that has the store open
@@ -21,7 +22,9 @@ from pathlib import Path as FilePath
 from typing import Any, ParamSpec, TypeVar
 
 from nexus_engine import errors
-from nexus_engine.backends.local import LocalObjectStore
+from nexus_engine.backends.base import ObjectStore
+from nexus_engine.backends.remote import RemoteObjectStore
+from nexus_engine.cas.pack import PACK_HEADER_SIZE, pack_key
 from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
 from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
@@ -31,6 +34,7 @@ from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import claim, describe, living, synced_by_others
+from nexus_engine.placing import BUCKET_LIMIT_S, find_packs_url, move_in, open_objects
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve
 from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
@@ -51,7 +55,14 @@ _BEFORE_CREATION = {CONFIG_NAME, "daemon.log", "packs", "peers"}
 class Store:
     """The open store. Use from one thread, but for ``sync`` and ``checkpoint``."""
 
-    def __init__(self, path: FilePath, database: Database, config: StoreConfig, clock: Clock):
+    def __init__(
+        self,
+        path: FilePath,
+        database: Database,
+        config: StoreConfig,
+        clock: Clock,
+        beside: Store | None = None,
+    ) -> None:
         self.path = path
         self.config = config
         self.clock = clock
@@ -62,6 +73,8 @@ class Store:
         self._reader_connections: list[Connection] = []
         self.stopping = threading.Event()
         """Set when long work on this store is to end."""
+        self.packs_url = find_packs_url(self.reader)
+        """The bucket that packs live in, if they are not to stay in the store's directory."""
         self.peers = path / "peers"
         self.reserve = Reserve(path, config.reserve_mib * _MIB)
         self._lock = claim(self.peers)
@@ -73,10 +86,22 @@ class Store:
         self.with_reserve = self._writing.with_reserve
         self.let_wait = self._writing.let_wait
         self.settle = self._writing.settle
-        self.objects = LocalObjectStore(path)
+        # The bucket has limits of its own: it must not be taken for a disk that hangs.
+        more_s = 0.0 if self.packs_url is None else BUCKET_LIMIT_S + config.upload_limit_s
         self.disk = Disk(
-            path / "packs", read_limit_s=config.read_limit_s, sync_limit_s=config.sync_limit_s
+            path / "packs",
+            read_limit_s=config.read_limit_s and config.read_limit_s + more_s,
+            sync_limit_s=config.sync_limit_s and config.sync_limit_s + more_s,
         )
+        lender = None if self.packs_url is None else beside
+        self._lent_objects = lender is not None
+        self.objects: ObjectStore = (
+            open_objects(path, self.reader, config, press=self.disk.press)
+            if lender is None
+            else lender.objects
+        )
+        self.fsync_secures = self.packs_url is not None and config.durability == "remote"
+        """fsync waits for the bucket."""
         self.chunks = ChunkStore(
             self.objects,
             path / "packs",
@@ -88,8 +113,13 @@ class Store:
         )
 
     @classmethod
-    def open(cls, path: FilePath, *, clock: Clock | None = None) -> Store:
+    def open(
+        cls, path: FilePath, *, clock: Clock | None = None, beside: Store | None = None
+    ) -> Store:
         """Open an existing store.
+
+        Args:
+            beside: The same, opened by this process already: they share the way to a bucket.
 
         Raises:
             StoreNotFound, StoreInaccessible, StoreVersion, CorruptMetadata.
@@ -109,7 +139,7 @@ class Store:
         try:
             _require_no_older_user(path / "peers", connection)
             retry(migrate, connection)
-            store = cls(path, Database(connection, clock), config, clock)
+            store = cls(path, Database(connection, clock), config, clock, beside)
         except errors.EngineError:
             connection.close()
             raise
@@ -121,11 +151,22 @@ class Store:
         return store
 
     @classmethod
-    def create(cls, path: FilePath, actor: Actor, *, clock: Clock | None = None) -> Store:
+    def create(
+        cls,
+        path: FilePath,
+        actor: Actor,
+        *,
+        clock: Clock | None = None,
+        packs_url: str | None = None,
+    ) -> Store:
         """Make an empty store and open it.
 
+        Args:
+            packs_url: Where its packs are to live: an empty prefix of a bucket.
+
         Raises:
-            StoreExists: There is one, or the directory holds something else.
+            StoreExists: There is one, or the directory holds something else; or the prefix is
+                another store's.
         """
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -145,8 +186,12 @@ class Store:
         database.set_store_value("created_ns", clock.time_ns())
         database.set_store_value("next_ino", ROOT_INO + 1)
         database.transact(_make_root, actor)
-        database.sync()
-        database.close()
+        try:
+            if packs_url is not None:
+                move_in(database, packs_url)
+            database.sync()
+        finally:
+            database.close()
         (path / _UNFINISHED).rename(path / DATABASE_NAME)  # now there is a store
         for directory in (path, path.parent):
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -177,6 +222,46 @@ class Store:
         self.chunks.sync()
         self.database.sync(state)
         self._lock.note_synced(head)
+
+    def require_bucket(self) -> None:
+        """Ask the bucket, if packs live in one, whether it is there, and this store's.
+
+        Raises:
+            StoreInaccessible, NotSupported, StoreHung, ObjectStoreFailed.
+        """
+        if isinstance(self.objects, RemoteObjectStore):
+            self.objects.require_home()
+
+    def secure(self) -> None:
+        """Have all content stored so far where it is to stay, such as in a bucket; from any thread.
+
+        Raises:
+            StoreHung, ObjectStoreFailed: It is not there yet.
+        """
+        self.chunks.secure()
+
+    def drain(self) -> None:
+        """Wait until everything is in the bucket; from any thread. Goes on while that gets on.
+
+        Raises:
+            EngineError: It does not. What is left is sent by whoever opens the store next.
+        """
+        if isinstance(self.objects, RemoteObjectStore):
+            self.objects.drain()
+
+    def send_orphans(self) -> None:
+        """Have the bucket get what processes that are gone left on this disk; from any thread."""
+        if not isinstance(self.objects, RemoteObjectStore):
+            return
+        own = {pack.pack for pack in self.chunks.packs_written()}
+        with self._lent_reader() as reader:
+            for path in (self.path / "packs").glob("*.pack"):
+                key = pack_key(path.stem)
+                if path.stem in own or self.objects.is_waiting(key):
+                    continue
+                # Without a row, it is fsck's to report; with an owner, his to send, or recovery's.
+                if reader.is_sealed(path.stem) and path.stat().st_size > PACK_HEADER_SIZE:
+                    self.objects.put_file(key, path)
 
     def _rely_on_others(self, ino: Ino) -> None:
         synced = synced_by_others(self.peers, self.owner)
@@ -264,7 +349,8 @@ class Store:
             self.abandon(word)
 
     def _close_database(self) -> None:
-        self.objects.close()
+        if not self._lent_objects:
+            self.objects.close()
         for connection in self._reader_connections:
             connection.close()
         self.database.close()
@@ -312,6 +398,7 @@ class Store:
         if threading.get_ident() == self._thread:
             self.upkeep(self.database.add_pack, name, self.owner)
         else:
+            self.objects.await_room()  # not in the event loop: see `Disk.press`
             with self.database.wanted():
                 self.with_reader(lambda database: retry(database.add_pack, name, self.owner))
 

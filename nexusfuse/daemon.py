@@ -154,6 +154,7 @@ async def _serve(
                     (services.run_upkeep,),
                     (services.run_settling,),
                     (services.run_recovery,),
+                    (services.run_sending,),
                     (services.run_retention,),
                     (services.run_scrub,),
                     (_follow_peers, peers, invalidator),

@@ -34,6 +34,7 @@ from nexus_engine.meta import backup_queries, check_log_queries, schema
 from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
 from nexus_engine.meta.database import Database
 from nexus_engine.oplog.verify import verify_log
+from nexus_engine.placing import move_out
 from nexus_engine.store import Store
 
 _MIB = 1 << 20
@@ -151,6 +152,8 @@ def _fill(
 
     with closing(Connection(str(database), alone=True)) as index:
         migrate(index)
+        # The copy has its packs with it; the bucket is the original's.
+        move_out(Database(index, SystemClock()))
         progress("checking metadata", 0, None)
         for flaw in check_log_queries.integrity(index, thorough=False):
             raise errors.CorruptMetadata(

@@ -34,7 +34,7 @@ _INLINE_MAX = 1 << 20
 which a caller on an event loop serves nobody."""
 
 _ATTEMPTS = 3
-"""How often a chunk is looked up again because its pack went away in between."""
+"""How often a chunk is looked up because its pack went away in between, or a copy was bad."""
 
 
 class Location(NamedTuple):
@@ -94,6 +94,7 @@ class ChunkStore:
         self._cache = ChunkCache(cache_bytes)
         self._blocks = KnownBlocks()
         self._shared_sync = SharedSync(self._sync_now)
+        self._shared_securing = SharedSync(self._secure_now, fail_together=True)
         self._pending: dict[Digest, Location] = {}
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
@@ -261,7 +262,12 @@ class ChunkStore:
         record = self._read_pack_resident(location.pack, location.offset, location.stored_length)
         if record is None:
             return None
-        return _slice(self._accept(digest, location, record, length), offset, length)
+        try:
+            return _slice(self._accept(digest, location, record, length), offset, length)
+        except CorruptChunk:
+            if self._objects.distrust(pack_key(location.pack)):
+                return None
+            raise
 
     def sync(self) -> None:
         """Make everything put before the call durable; callers at one time share the work.
@@ -273,6 +279,16 @@ class ChunkStore:
                 tries again, and writes again what the kernel may have given up.
         """
         self._shared_sync()
+
+    def secure(self) -> None:
+        """Have everything put before the call where it is to stay, such as in a bucket.
+
+        Callers at one time share the work: what all of them put is one object.
+
+        Raises:
+            NoSpace, StoreInaccessible, ObjectStoreFailed, StoreHung: It is not there yet.
+        """
+        self._shared_securing()
 
     def seal_full(self) -> None:
         """Hand full packs over to the object store; from a background thread, now and then.
@@ -399,6 +415,7 @@ class ChunkStore:
 
     def _load(self, digest: Digest, wanted: int) -> View:
         gone: Location | None = None
+        doubted = False
         for _ in range(_ATTEMPTS):
             location = self._locate(digest)
             if location is None or location == gone:
@@ -411,7 +428,13 @@ class ChunkStore:
                 # gc may have moved it to another pack since we looked.
                 gone = location
                 continue
-            return self._accept(digest, location, record, wanted)
+            try:
+                return self._accept(digest, location, record, wanted)
+            except CorruptChunk:
+                # What is far away may be right, and the copy of it that is near is not.
+                if doubted or not self._objects.distrust(pack_key(location.pack)):
+                    raise
+                doubted = True
         where = f"pack {gone.pack} is gone" if gone else "it is in no index"
         raise MissingChunk(f"chunk {digest.hex()} is missing: {where}; run `nexus-ctl fsck`")
 
@@ -466,6 +489,10 @@ class ChunkStore:
             begin = location.offset + RECORD_HEADER_SIZE
             self._blocks.note(digest, location.pack, begin, content)
         return content
+
+    def _secure_now(self) -> None:
+        self._packs.seal_all()
+        self._objects.secure()
 
     def _sync_now(self) -> None:
         self._packs.sync()

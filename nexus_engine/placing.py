@@ -1,0 +1,82 @@
+"""Where the packs of a store live: in its directory, or in a bucket that it has to itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from nexus_engine import errors
+from nexus_engine.backends.base import ObjectStore
+from nexus_engine.backends.home import Home, claim_prefix
+from nexus_engine.backends.local import LocalObjectStore
+from nexus_engine.backends.remote import Limits, RemoteObjectStore
+from nexus_engine.backends.urls import open_bucket
+from nexus_engine.config import StoreConfig
+from nexus_engine.meta.database import Database
+from nexus_engine.meta.reader import Reader
+
+log = logging.getLogger(__name__)
+
+PACKS_URL = "packs_url"
+"""In the table ``store``: the URL of the bucket, if packs live in one."""
+BUCKET_LIMIT_S = 60.0
+"""Longer than a bucket takes to say that it cannot be read."""
+_MIB = 1024 * 1024
+
+
+def find_packs_url(reader: Reader) -> str | None:
+    """Return the bucket that a store's packs live in; ``None``: its own directory."""
+    url = reader.store_value(PACKS_URL)
+    return None if url is None else str(url)
+
+
+def open_objects(
+    path: Path,
+    reader: Reader,
+    config: StoreConfig,
+    *,
+    press: Callable[[bool], None] = lambda _: None,
+) -> ObjectStore:
+    """Return where a store's packs are. Asks nobody yet.
+
+    Args:
+        path: The store's directory.
+        press: Told whether more is waiting for the bucket than should.
+    """
+    url = find_packs_url(reader)
+    if url is None:
+        return LocalObjectStore(path)
+    return RemoteObjectStore(
+        path,
+        Home(url, partial(open_bucket, url), str(reader.store_value("store_id"))),
+        Limits(
+            cache_bytes=config.cache_mib * _MIB,
+            backlog_bytes=config.upload_backlog_mib * _MIB,
+            upload_limit_s=config.upload_limit_s,
+        ),
+        press=press,
+    )
+
+
+def move_in(database: Database, url: str) -> None:
+    """Make an empty prefix of a bucket the place of a new store's packs.
+
+    Raises:
+        StoreInaccessible: It cannot be used, or is not empty.
+        InvalidArgument, NotSupported: No such URL.
+        StoreHung, ObjectStoreFailed.
+    """
+    store_id = str(database.reader.store_value("store_id"))
+    with closing(open_bucket(url)) as bucket:
+        if any(True for _ in bucket.iter_objects("packs/")):
+            raise errors.StoreInaccessible(f"{bucket.url} holds packs already: give another prefix")
+        claim_prefix(bucket, store_id)
+    database.set_store_value(PACKS_URL, url)
+
+
+def move_out(database: Database) -> None:
+    """Have a copy of a store live in its own directory: the bucket is the original's."""
+    database.drop_store_value(PACKS_URL)
