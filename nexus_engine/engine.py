@@ -82,11 +82,14 @@ class Engine:
             store.abandon()
             raise
 
-    async def close(self) -> errors.Unfinished | None:
+    async def close(self, *, drain: bool = True) -> errors.Unfinished | None:
         """End every session, make everything durable, close the store.
 
         Where that fails, the store is left as by a process that died: whoever opens it next
         finishes what programs were told is kept.
+
+        Args:
+            drain: Wait for uploads, where packs live in a bucket.
 
         Returns:
             What failed, and which files that concerns; ``None`` if everything is in order.
@@ -96,7 +99,8 @@ class Engine:
             self.store.upkeep(self.content.drop_unlinked)
             self.store.upkeep(self.content.write_access_times)
             await self.store.disk.sync(self.store.chunks.close)
-            await self._drain()
+            if drain:
+                await self._drain()
             self.store.close()
         except errors.EngineError as error:
             left = await self.content.leave_sessions()

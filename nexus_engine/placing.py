@@ -13,7 +13,8 @@ from nexus_engine.backends.base import ObjectStore
 from nexus_engine.backends.home import Home, claim_prefix
 from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.backends.remote import Limits, RemoteObjectStore
-from nexus_engine.backends.urls import open_bucket
+from nexus_engine.backends.retrying import DEADLINE_S
+from nexus_engine.backends.urls import open_bucket, parse
 from nexus_engine.config import StoreConfig
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
@@ -22,8 +23,6 @@ log = logging.getLogger(__name__)
 
 PACKS_URL = "packs_url"
 """In the table ``store``: the URL of the bucket, if packs live in one."""
-BUCKET_LIMIT_S = 60.0
-"""Longer than a bucket takes to say that it cannot be read."""
 _MIB = 1024 * 1024
 
 
@@ -31,6 +30,17 @@ def find_packs_url(reader: Reader) -> str | None:
     """Return the bucket that a store's packs live in; ``None``: its own directory."""
     url = reader.store_value(PACKS_URL)
     return None if url is None else str(url)
+
+
+def limit_s(url: str | None, config: StoreConfig) -> float:
+    """Return how much longer than for a disk may be waited for where packs live."""
+    if url is None:
+        return 0.0
+    try:
+        deadline_s = parse(url, {}).deadline_s()
+    except errors.InvalidArgument:
+        deadline_s = DEADLINE_S  # who uses it is told
+    return 2 * deadline_s + config.upload_limit_s
 
 
 def open_objects(

@@ -34,7 +34,7 @@ from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import claim, describe, living, synced_by_others
-from nexus_engine.placing import BUCKET_LIMIT_S, find_packs_url, move_in, open_objects
+from nexus_engine.placing import find_packs_url, limit_s, move_in, open_objects
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve
 from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
@@ -87,7 +87,7 @@ class Store:
         self.let_wait = self._writing.let_wait
         self.settle = self._writing.settle
         # The bucket has limits of its own: it must not be taken for a disk that hangs.
-        more_s = 0.0 if self.packs_url is None else BUCKET_LIMIT_S + config.upload_limit_s
+        more_s = limit_s(self.packs_url, config)
         self.disk = Disk(
             path / "packs",
             read_limit_s=config.read_limit_s and config.read_limit_s + more_s,

@@ -87,7 +87,7 @@ async def serve(
             await _serve(engine, mountpoint, options, watchers, place, ready, signals)
         finally:
             with trio.CancelScope(shield=True):
-                unfinished = await engine.close()
+                unfinished = await engine.close(drain=not watchers.told_restarting)
             if unfinished is not None:
                 log.error("%s", unfinished)
     log.info("unmounted %s", mountpoint)

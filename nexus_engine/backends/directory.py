@@ -58,6 +58,7 @@ class DirectoryBucket:
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
         self.url = f"file://{self._root}"
+        self._identity = self._find_identity()
 
     def probe(self) -> Capability:
         return ~Capability.VERSIONS
@@ -124,6 +125,7 @@ class DirectoryBucket:
     def iter_objects(
         self, prefix: str = "", *, start_after: str = "", delimiter: str = ""
     ) -> Iterator[ObjectInfo | str]:
+        self._require_root()
         folder = "".join(prefix.rpartition("/")[:2])
         with _explained(f"list {prefix or self.url}"):
             items = self._iter_below(folder, prefix, start_after, delimiter)
@@ -172,7 +174,26 @@ class DirectoryBucket:
         except (ObjectNotFound, FileNotFoundError):
             return None
 
+    def _find_identity(self) -> tuple[int, int]:
+        try:
+            found = self._root.stat()
+        except OSError as error:
+            raise StoreInaccessible(f"cannot use {self._root}: {error.strerror}") from error
+        return found.st_dev, found.st_ino
+
+    def _require_root(self) -> None:
+        """Refuse the empty directory that is there while a disk, or a server's, is not mounted.
+
+        Raises:
+            StoreInaccessible.
+        """
+        if self._find_identity() != self._identity:
+            raise StoreInaccessible(
+                f"{self._root} is another directory than it was: is its disk mounted?"
+            )
+
     def _path(self, key: str) -> Path:
+        self._require_root()
         parts = key.split("/")
         if "\0" in key or _OWN in parts or any(part in ("", ".", "..") for part in parts):
             raise InvalidName(f"{key!r} is no path; {self.url} holds files")

@@ -48,24 +48,35 @@ class Home:
         self._connecting = threading.Lock()
         self._bucket: Bucket | None = None
         self._capabilities: Capability | None = None
+        self._trouble: errors.EngineError | None = None
+        """Why it cannot be used."""
         self._silent_s: float | None = None
-        """Since when it has not answered."""
+        """Since when."""
         self._next_try_s = 0.0
+        self._answered_s = 0.0
+        self._trying = 0
+        """The thread that tries now."""
 
     def ask(self, question: Callable[[Bucket], R]) -> R:
         """Return the bucket's answer.
 
         Raises:
             StoreHung: It does not answer; at once, where somebody else found so just now.
-            EngineError: Whatever the question raises; and StoreInaccessible, where the prefix is
-                another store's.
+            StoreInaccessible: It may not be used, or is another store's; likewise.
+            EngineError: Whatever else the question raises.
         """
-        self._require_answering()
+        self._require_usable()
         begun_s = time.monotonic()
         try:
-            answer = question(self._verified())
-        except errors.StoreHung:
-            self._note_silence(begun_s)
+            bucket = self._verified()
+            try:
+                answer = question(bucket)
+            except errors.ObjectNotFound:
+                # Perhaps nothing of ours is there any more.
+                require_mark(bucket, self._store_id)
+                raise
+        except (errors.StoreHung, errors.StoreInaccessible) as error:
+            self._note_trouble(error, begun_s)
             raise
         except errors.EngineError:
             self._note_answer()
@@ -104,40 +115,63 @@ class Home:
             return bucket
         with self._connecting:
             if self._bucket is None:
-                bucket = self._connect()
-                require_mark(bucket, self._store_id)
+                self._require_usable()  # who had the lock may have tried in vain
+                begun_s = time.monotonic()
+                try:
+                    bucket = self._connect()
+                    require_mark(bucket, self._store_id)
+                except (errors.StoreHung, errors.StoreInaccessible) as error:
+                    self._note_trouble(error, begun_s)
+                    raise
                 self._bucket = bucket
             return self._bucket
 
-    def _require_answering(self) -> None:
+    def _require_usable(self) -> None:
+        """Let somebody try now and then; fail for the others, at once."""
         with self._lock:
-            if self._silent_s is None:
+            if self._trouble is None or self._silent_s is None:
                 return
             now_s = time.monotonic()
-            if now_s < self._next_try_s:
-                silent_s = int(now_s - self._silent_s)
-                raise errors.StoreHung(f"{self.url} has not answered for {silent_s} s")
-            self._next_try_s = now_s + _TRY_S
+            if now_s >= self._next_try_s:
+                self._next_try_s = now_s + _TRY_S
+                self._trying = threading.get_ident()
+                return
+            if self._trying == threading.get_ident():
+                return
+            silent_s = int(now_s - self._silent_s)
+            raise type(self._trouble)(f"{self._trouble} (for {silent_s} s)")
 
-    def _note_silence(self, begun_s: float) -> None:
+    def _note_trouble(self, error: errors.EngineError, begun_s: float) -> None:
+        bucket = None
         with self._lock:
-            is_news = self._silent_s is None
+            if self._answered_s > begun_s:
+                return  # it is slow, or somebody else's work keeps it
+            is_news = self._trouble is None
+            self._trouble = error
             if is_news:
                 self._silent_s = begun_s
             self._next_try_s = time.monotonic() + _TRY_S
+            self._trying = 0
+            if isinstance(error, errors.StoreInaccessible):
+                # The next attempt looks again for credentials, and at whose the prefix is.
+                bucket, self._bucket = self._bucket, None
+        if bucket is not None:
+            bucket.close()
         if is_news:
             log.error(
-                "%s does not answer; what is in the cache is served, the rest fails until it does",
-                self.url,
-            )
+                "%s cannot be used (%s); what is in the cache is served, the rest fails until it"
+                " can", self.url, error
+            )  # fmt: skip
 
     def _note_answer(self) -> None:
-        if self._silent_s is None:
+        self._answered_s = time.monotonic()
+        if self._trouble is None:
             return
         with self._lock:
-            silent_s, self._silent_s = self._silent_s, None
+            silent_s, self._silent_s, self._trouble = self._silent_s, None, None
+            self._trying = 0
         if silent_s is not None:
-            log.warning("%s answers again, after %d s", self.url, int(time.monotonic() - silent_s))
+            log.warning("%s can be used again, after %d s", self.url, time.monotonic() - silent_s)
 
 
 def claim_prefix(bucket: Bucket, store_id: str) -> None:

@@ -355,3 +355,23 @@ def test_what_is_stored_is_read_past_the_cache_in_large_pieces(world: World) -> 
     for at in range(0, 10 * MIB, 1000 * 1000):
         assert objects.read_stored(KEY, at, 1000 * 1000) == content[at : at + 1000 * 1000]
     assert len(world.bucket.asked) == 2
+
+
+def test_a_bucket_whose_disk_is_not_mounted_gets_nothing(world: World) -> None:
+    """A file:// bucket on a NAS: beneath its mountpoint is an empty directory."""
+    objects = world.open()
+    world.put(objects, b"before", "packs/before.pack")
+    objects.secure()
+    bucket = world.root.parent / "bucket"
+    bucket.rename(bucket.with_name("away"))
+    bucket.mkdir()
+    world.put(objects, b"content")
+    with pytest.raises(errors.StoreInaccessible):
+        objects.secure()
+    assert list(bucket.iterdir()) == []
+    objects.distrust("packs/before.pack")
+    with pytest.raises(errors.StoreInaccessible):
+        objects.read("packs/before.pack", 0, 6)
+    bucket.rmdir()
+    bucket.with_name("away").rename(bucket)
+    assert (world.root / KEY).read_bytes() == b"content"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,54 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import CTL, TIMEOUT_S, Mount
+from tests.conftest import CTL, TIMEOUT_S
+from tests.mount.buckets import BucketMount
 from tests.mount.waiting import wait_until
 
 MIB = 1 << 20
-
-
-class BucketMount(Mount):
-    """A mount of a store with packs in ``file://``."""
-
-    def __init__(self, directory: Path, **settings: Any) -> None:
-        self.bucket = directory / "bucket"
-        self.bucket.mkdir()
-        store = directory / "store"
-        url = f"file://{self.bucket}"
-        subprocess.run(
-            [*CTL, "init", "--store", store, "--packs", url], check=True, timeout=TIMEOUT_S
-        )
-        self.configure(store, **settings)
-        super().__init__(directory)
-
-    @staticmethod
-    def configure(store: Path, **settings: Any) -> None:
-        text = "".join(f"{name}: {value}\n" for name, value in settings.items())
-        (store / "store.yaml").write_text(text)
-
-    def sent(self) -> dict[str, int]:
-        """Return the packs in the bucket."""
-        return _packs(self.bucket / "packs")
-
-    def unsent(self) -> dict[str, int]:
-        """Return the packs that are on this disk alone."""
-        return _packs(self.store / "packs")
-
-    def forget_cache(self) -> None:
-        """Unmount, drop the cache, mount again."""
-        self.umount()
-        shutil.rmtree(self.store / "cache")
-        self.mount()
-
-    def figure(self, name: str) -> int:
-        """Return a number of ``.nexus/status``."""
-        lines = (self.path / ".nexus/status").read_text().splitlines()
-        return int(dict(line.split(" ", 1) for line in lines)[name])
-
-
-def _packs(directory: Path) -> dict[str, int]:
-    found = {path.name: path.stat().st_size for path in directory.glob("*.pack")}
-    return {name: size for name, size in found.items() if size > 32}
 
 
 @pytest.fixture
