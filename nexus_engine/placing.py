@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nexus_engine import errors
 from nexus_engine.backends.base import ObjectStore
-from nexus_engine.backends.home import Home, claim_prefix
+from nexus_engine.backends.home import Home, claim_prefix, require_mark
 from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.backends.remote import Limits, RemoteObjectStore
 from nexus_engine.backends.retrying import DEADLINE_S
@@ -30,6 +30,18 @@ def find_packs_url(reader: Reader) -> str | None:
     """Return the bucket that a store's packs live in; ``None``: its own directory."""
     url = reader.store_value(PACKS_URL)
     return None if url is None else str(url)
+
+
+def require_bucket(reader: Reader) -> None:
+    """Ask the bucket, if packs live in one, whether it is there, and this store's.
+
+    Raises:
+        StoreInaccessible, InvalidArgument, NotSupported, StoreHung, ObjectStoreFailed.
+    """
+    url = find_packs_url(reader)
+    if url is not None:
+        with closing(open_bucket(url)) as bucket:
+            require_mark(bucket, str(reader.store_value("store_id")))
 
 
 def limit_s(url: str | None, config: StoreConfig) -> float:

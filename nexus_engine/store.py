@@ -16,7 +16,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any, ParamSpec, TypeVar
@@ -109,6 +109,7 @@ class Store:
             find_reusable=self._find_reusable_chunks,
             on_new_pack=self._add_pack,
             before_waiting=self._let_others_write,
+            close_others=self._close_others,
             cache_bytes=config.chunk_cache_mib * _MIB,
         )
 
@@ -223,15 +224,6 @@ class Store:
         self.database.sync(state)
         self._lock.note_synced(head)
 
-    def require_bucket(self) -> None:
-        """Ask the bucket, if packs live in one, whether it is there, and this store's.
-
-        Raises:
-            StoreInaccessible, NotSupported, StoreHung, ObjectStoreFailed.
-        """
-        if isinstance(self.objects, RemoteObjectStore):
-            self.objects.require_home()
-
     def secure(self) -> None:
         """Have all content stored so far where it is to stay, such as in a bucket; from any thread.
 
@@ -257,7 +249,7 @@ class Store:
         with self._lent_reader() as reader:
             for path in (self.path / "packs").glob("*.pack"):
                 key = pack_key(path.stem)
-                if path.stem in own or self.objects.is_waiting(key):
+                if path.stem in own or self.objects.is_sending(key):
                     continue
                 # Without a row, it is fsck's to report; with an owner, his to send, or recovery's.
                 if reader.is_sealed(path.stem) and path.stat().st_size > PACK_HEADER_SIZE:
@@ -393,6 +385,10 @@ class Store:
             yield reader
         finally:
             self._idle_readers.append(reader)
+
+    def _close_others(self, names: Collection[str]) -> None:
+        with self.database.wanted():
+            self.with_reader(lambda database: retry(database.close_packs, names))
 
     def _add_pack(self, name: str) -> None:
         if threading.get_ident() == self._thread:

@@ -118,6 +118,7 @@ async def _serve(
             "store": store,
             "mountpoint": mountpoint,
             "head": engine.reader.head(),
+            **({"packs_url": engine.store.packs_url} if engine.store.packs_url else {}),
             **watchers.figures(),
             **engine.figures(),
             **{k: v for k, v in scrub.summary(engine.store).items() if v is not None},

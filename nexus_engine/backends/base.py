@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -71,8 +71,15 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def secure(self) -> None:
+    def is_waiting(self, key: str) -> bool:
+        """Tell whether an object is not where it is to stay yet, whoever wrote it."""
+        ...
+
+    def secure(self, others: Iterable[str] = ()) -> None:
         """Wait until all that came through `put_file` is where it is to stay.
+
+        Args:
+            others: Objects of other processes, likewise.
 
         Raises:
             StoreHung, ObjectStoreFailed: It is not, yet; nothing of it is lost.

@@ -12,9 +12,11 @@ synced, and a block is compared with its checksum when it is first read after a 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
+import shutil
 import struct
 import threading
 import time
@@ -155,7 +157,7 @@ class BlockCache:
                 sums = tuple(_sums(path))
                 self._write(name + _SUMS, b"".join(map(_SUM.pack, sums)))
                 entry = _Entry(name + _WHOLE, path.stat().st_size, sums, verified=True)
-                path.replace(self._directory / entry.file)
+                self._take(path, entry.file)
                 self._add((name, _ALL), entry)
                 return
         except FileNotFoundError:
@@ -258,6 +260,22 @@ class BlockCache:
             new.replace(self._directory / file)
         finally:
             new.unlink(missing_ok=True)
+
+    def _take(self, path: Path, file: str) -> None:
+        target = self._directory / file
+        try:
+            path.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # The cache is on a disk of its own.
+            new = self._directory / f"{secrets.token_hex(8)}{_NEW}"
+            try:
+                shutil.copy(path, new)
+                new.replace(target)
+            finally:
+                new.unlink(missing_ok=True)
+            path.unlink()
 
     def _complain(self, error: OSError) -> None:
         if not self._complained:

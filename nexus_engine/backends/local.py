@@ -10,7 +10,7 @@ import stat
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nexus_engine.backends.base import View
@@ -94,7 +94,10 @@ class LocalObjectStore:
         finally:
             self._drop(key)
 
-    def secure(self) -> None:
+    def is_waiting(self, key: str) -> bool:
+        return False
+
+    def secure(self, others: Iterable[str] = ()) -> None:
         pass
 
     def await_room(self) -> None:

@@ -17,7 +17,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +38,7 @@ CACHE_NAME = "cache"
 _STORED_BYTES = 8 << 20
 """Read at once where what is read comes one after the other, and not from the cache."""
 _LOCK_POLL_S = 0.05
+_OTHERS_POLL_S = 0.1
 _ELSEWHERE_S = 600.0
 """How long somebody else may be sending what is to be deleted."""
 
@@ -172,7 +173,7 @@ class RemoteObjectStore:
         yield from ((key, size) for key, size in sizes.items() if key not in seen)
 
     def is_near(self, key: str) -> bool:
-        return (self._root / key).exists()
+        return self.is_waiting(key)
 
     # -- writing --
 
@@ -186,8 +187,21 @@ class RemoteObjectStore:
         except OSError as error:
             raise translate(error, f"store {key}") from error
 
-    def secure(self) -> None:
-        self._spool.secure(limit_s=self._limits.upload_limit_s)
+    def is_waiting(self, key: str) -> bool:
+        return (self._root / key).exists()
+
+    def secure(self, others: Iterable[str] = ()) -> None:
+        limit_s = self._limits.upload_limit_s
+        deadline_s = time.monotonic() + limit_s
+        self._spool.secure(limit_s=limit_s)
+        for key in others:
+            while self.is_waiting(key):
+                if time.monotonic() > deadline_s:
+                    raise errors.StoreHung(
+                        f"another process did not send {key} to {self._home.url} within"
+                        f" {limit_s:g} s"
+                    )
+                time.sleep(_OTHERS_POLL_S)
 
     def drain(self) -> None:
         """Wait as long as sending gets on.
@@ -215,8 +229,8 @@ class RemoteObjectStore:
         self._sizes.pop(key, None)
         self._away.add(key)
 
-    def is_waiting(self, key: str) -> bool:
-        """Tell whether an object is being sent by us."""
+    def is_sending(self, key: str) -> bool:
+        """Tell whether an object is being sent by us, or about to."""
         return key in self._spool
 
     def _send(self, key: str, path: Path) -> None:
@@ -231,10 +245,6 @@ class RemoteObjectStore:
             self._cache.adopt(_name(key), path)
             self._local.let_go(key)
             self._away.add(key)
-
-    def require_home(self) -> None:
-        """Raises EngineError where the bucket cannot be used, or is not this store's."""
-        self._home.ask(lambda _: None)
 
     def forget_deleted(self) -> None:
         self._local.forget_deleted()

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 THREADS = 2
 """Send at once. Packs are large: more only share the line."""
 _FIRST_PAUSE_S = 1.0
-_LAST_PAUSE_S = 30.0
+_LAST_PAUSE_S = 5.0
 """Between two attempts at one file."""
 _PRESSURE = 0.5
 """From this part of the backlog on, nobody begins a pack without asking whether there is room."""

@@ -68,6 +68,8 @@ class ChunkStore:
         on_new_pack: Called with the id of a pack before the first append to it, so that it
             can be registered. If it raises, so does the `put`.
         before_waiting: Called before a thread waits for what another one is storing.
+        close_others: Called with packs that other processes write and `secure` waits for: these are
+            to be finished soon.
         find_reusable: Likewise for what is to be stored, many at a time: leaves out packs that gc
             is about to drop.
         cache_bytes: Decoded chunks to keep in memory.
@@ -82,6 +84,7 @@ class ChunkStore:
         *,
         on_new_pack: Callable[[str], None],
         before_waiting: Callable[[], None] = lambda: None,
+        close_others: Callable[[Collection[str]], None] = lambda _: None,
         find_reusable: Callable[[Sequence[Digest]], Mapping[Digest, Location]] | None = None,
         cache_bytes: int = 64 << 20,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
@@ -90,6 +93,7 @@ class ChunkStore:
         self._find = find
         self._find_reusable = find_reusable or self._find_each
         self._before_waiting = before_waiting
+        self._close_others = close_others
         self._packs = OwnPacks(objects, packs_directory, on_new_pack, new_id)
         self._cache = ChunkCache(cache_bytes)
         self._blocks = KnownBlocks()
@@ -104,6 +108,8 @@ class ChunkStore:
         self._durable: dict[str, int] = {}
         """Packs of other processes that our chunks rely on: up to which byte they are in use
         and not known to be durable, and up to which they are."""
+        self._unsecured: set[str] = set()
+        """Those of them that are not known to be where they are to stay."""
 
     def put(self, data: BytesLike) -> Digest:
         """Store a chunk unless it is there already.
@@ -382,6 +388,7 @@ class ChunkStore:
         if self._packs.find(pack) is None and self._durable.get(pack, 0) < end:
             with self._lock:
                 self._borrowed[pack] = max(end, self._borrowed.get(pack, 0))
+                self._unsecured.add(pack)
 
     def _append(
         self, digests: list[Digest], contents: dict[Digest, BytesLike], intent: bytes | None
@@ -492,7 +499,14 @@ class ChunkStore:
 
     def _secure_now(self) -> None:
         self._packs.seal_all()
-        self._objects.secure()
+        with self._lock:
+            borrowed = set(self._unsecured)
+        near = {pack for pack in borrowed if self._objects.is_waiting(pack_key(pack))}
+        if near:
+            self._close_others(near)
+        self._objects.secure(pack_key(pack) for pack in near)
+        with self._lock:
+            self._unsecured -= borrowed
 
     def _sync_now(self) -> None:
         self._packs.sync()

@@ -203,6 +203,7 @@ def _require_apart(wanted: Wanted) -> None:
 
 def require_store(path: Path) -> None:
     """Open the store once, so that what is wrong with it is said here; make it if it is new."""
+    from nexus_engine.placing import require_bucket
     from nexus_engine.store import Store
 
     try:
@@ -211,7 +212,7 @@ def require_store(path: Path) -> None:
         make_store(path)
         return
     try:
-        store.require_bucket()
+        require_bucket(store.reader)
     except (errors.StoreHung, errors.ObjectStoreFailed) as error:
         click.echo(
             f"nexus-ctl: {error}; mounting all the same: what is in the cache can be read, and what"

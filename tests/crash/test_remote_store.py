@@ -330,7 +330,7 @@ def test_two_processes_do_not_send_the_same_file(world: World) -> None:
     other.put_file(KEY, world.root / KEY)
     world.bucket.holds.set()
     objects.secure()
-    wait_until(lambda: not other.is_waiting(KEY), "the other's turn")
+    wait_until(lambda: not other.is_sending(KEY), "the other's turn")
     assert world.bucket.asked.count("put") == 1
     assert world.sent() == b"content"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from nexusfuse.ctl.exit_codes import UNFINISHED
 from tests.conftest import CTL, TIMEOUT_S
 from tests.mount.buckets import BucketMount
+from tests.mount.conftest import small_disk
 from tests.mount.waiting import wait_until
 
 MIB = 1 << 20
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
 
 
 @pytest.fixture
@@ -176,3 +180,158 @@ def test_the_wrong_bucket_is_refused(mount: BucketMount) -> None:
     assert "the packs of another store" in refused.stderr
     mark.write_bytes(kept)
     mount.mount()
+
+
+def test_gc_makes_one_pack_of_many_small_ones(mount: BucketMount) -> None:
+    """Each fsync leaves a pack."""
+    for number in range(20):
+        with (mount.path / str(number)).open("wb") as file:
+            file.write(b"%d" % number * 1000)
+            file.flush()
+            os.fsync(file.fileno())
+    assert len(mount.sent()) == 20
+    wait_until(lambda: mount.json("gc")[0]["packs"] >= 16, "gc")
+    assert len(mount.sent()) <= 4
+    mount.forget_cache()
+    for number in range(20):
+        assert (mount.path / str(number)).read_bytes() == b"%d" % number * 1000
+
+
+def test_the_bucket_goes_and_comes_back(mount: BucketMount) -> None:
+    """Cached content is read, writing goes on, fsync says that it is not there."""
+    mount.expected_log += ["cannot be used", "can be used again", "bucket takes packs again"]
+    mount.expected_log += ["waits in the store's packs", "fsync"]
+    (mount.path / "cached").write_bytes(b"cached" * 1000)
+    mount.remount()
+    away = mount.bucket.with_name("away")
+    mount.bucket.rename(away)
+    assert (mount.path / "cached").read_bytes() == b"cached" * 1000
+    with (mount.path / "new").open("wb") as file:
+        file.write(b"new" * 1000)
+        file.flush()
+        with pytest.raises(OSError, match=r"Input/output error|timed out"):
+            os.fsync(file.fileno())
+    assert (mount.path / "new").read_bytes() == b"new" * 1000
+    assert mount.figure("backlog_bytes") > 0
+    away.rename(mount.bucket)
+    wait_until(lambda: mount.unsent() == {}, "sending")
+    assert len(mount.sent()) == 2
+
+
+def test_umount_says_what_the_bucket_has_not_got_and_the_next_mount_sends_it(
+    mount: BucketMount,
+) -> None:
+    mount.expected_log += ["cannot be used", "can be used again", "bucket takes packs again"]
+    mount.expected_log += ["waits in the store's packs", "not everything is in"]
+    (mount.path / "file").write_bytes(b"content" * 1000)
+    away = mount.bucket.with_name("away")
+    mount.bucket.rename(away)
+    done = subprocess.run(
+        [*CTL, "umount", mount.path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == UNFINISHED
+    assert f"are not in file://{mount.bucket} yet" in done.stderr
+    away.rename(mount.bucket)
+    mount.mount()
+    wait_until(lambda: len(mount.sent()) == 1, "sending")
+    assert (mount.path / "file").read_bytes() == b"content" * 1000
+
+
+def test_what_a_killed_daemon_could_not_send_is_sent_later(mount: BucketMount) -> None:
+    mount.expected_log += ["cannot be used", "waits in the store's packs", "took over from process"]
+    away = mount.bucket.with_name("away")
+    mount.bucket.rename(away)
+    contents = {name: os.urandom(100_000) for name in ("one", "two", "three")}
+    for name, content in contents.items():
+        (mount.path / name).write_bytes(content)
+    mount.kill()
+    away.rename(mount.bucket)
+    mount.mount()
+    assert {name: (mount.path / name).read_bytes() for name in contents} == contents
+    wait_until(lambda: mount.unsent() == {}, "sending")
+    mount.forget_cache()
+    assert {name: (mount.path / name).read_bytes() for name in contents} == contents
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "durability": "local",
+            "upload_interval_s": 0.1,
+            "upload_backlog_mib": 1,
+            "upload_limit_s": 1,
+        }
+    ],
+)
+def test_more_than_may_wait_for_the_bucket_is_refused(mount: BucketMount) -> None:
+    mount.expected_log += ["cannot be used", "can be used again", "bucket takes packs again"]
+    mount.expected_log += ["waits in the store's packs", "wait for the bucket"]
+    (mount.path / "before").write_bytes(b"before")
+    wait_until(lambda: len(mount.sent()) == 1, "sending")
+    away = mount.bucket.with_name("away")
+    mount.bucket.rename(away)
+    kept = {"first": os.urandom(MIB)}
+    (mount.path / "first").write_bytes(kept["first"])
+    wait_until(lambda: mount.figure("backlog_bytes") >= MIB, "sealing")
+    with pytest.raises(OSError, match="Input/output error"):
+        (mount.path / "second").write_bytes(os.urandom(MIB))
+    assert (mount.path / "before").read_bytes() == b"before"
+    away.rename(mount.bucket)
+    wait_until(lambda: mount.unsent() == {}, "sending")
+    (mount.path / "after").write_bytes(b"after")
+    assert {name: (mount.path / name).read_bytes() for name in kept} == kept
+
+
+@needs_root
+def test_a_full_disk_of_the_cache_only_costs_time(mount: BucketMount, tmp_path: Path) -> None:
+    content = os.urandom(6 * MIB)
+    (mount.path / "file").write_bytes(content)
+    mount.umount()
+    cache = mount.store / "cache"
+    shutil.rmtree(cache)
+    with small_disk(tmp_path, "tmpfs", 2 * MIB) as disk:
+        cache.symlink_to(disk)
+        mount.mount()
+        assert (mount.path / "file").read_bytes() == content
+        (mount.path / "more").write_bytes(content[:MIB])
+        mount.remount()
+        assert (mount.path / "more").read_bytes() == content[:MIB]
+        mount.umount()
+    cache.unlink()
+    mount.mount()
+
+
+def test_doctor_and_status_tell_of_the_bucket(mount: BucketMount) -> None:
+    (mount.path / "file").write_bytes(b"content")
+    status = mount.status()
+    assert status["packs_url"] == f"file://{mount.bucket}"
+    assert status["not_in_bucket_bytes"] > 0
+    mount.umount()
+    away = mount.bucket.with_name("away")
+    mount.bucket.rename(away)
+    done = subprocess.run(
+        [*CTL, "doctor", "--store", mount.store], capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert f"file://{mount.bucket} cannot be used" in done.stdout
+    away.rename(mount.bucket)
+    mount.mount()
+
+
+def test_a_backup_is_a_store_of_its_own(mount: BucketMount, tmp_path: Path) -> None:
+    content = os.urandom(2 * MIB)
+    (mount.path / "file").write_bytes(content)
+    mount.forget_cache()
+    mount.ctl("backup", str(tmp_path / "backup"))
+    before = mount.sent()
+    restored = tmp_path / "restored"
+    mount.ctl("restore-store", str(tmp_path / "backup"), str(restored))
+    shown = mount.ctl("--store", str(restored), "status")
+    assert "packs_url" not in shown
+    done = subprocess.run(
+        [*CTL, "--store", restored, "cat", "/file@now"], capture_output=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout == content, done.stderr
+    assert mount.sent() == before
