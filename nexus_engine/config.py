@@ -154,6 +154,9 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """So much may wait for the bucket before whoever writes more has to wait."""
     cache_mib: int = 10240
     """Copies of what is in the bucket, on this machine's disk."""
+    metadata_interval_s: float = 3600.0
+    """How often a copy of the metadata goes to the bucket that packs live in; 0: never, and not at
+    unmounting either."""
     reserve_mib: int = 16
     """Kept back on the disk for emptying it when it is full; 0 keeps nothing back."""
     retention: Retention | None = None

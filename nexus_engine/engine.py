@@ -28,6 +28,7 @@ from nexus_engine.history.moments import require_whole
 from nexus_engine.history.versions import require_still_there
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import AsOfReader, Listed, View
+from nexus_engine.metadata_copy import put_metadata
 from nexus_engine.oplog.tail import Stale, Tail
 from nexus_engine.permissions.acl import NAMES as ACLS
 from nexus_engine.permissions.modes import SET_IDS, set_ids_lost
@@ -100,6 +101,7 @@ class Engine:
             self.store.upkeep(self.content.write_access_times)
             await self.store.disk.sync(self.store.chunks.close)
             if drain:
+                self.store.settle()
                 await self._drain()
             self.store.close()
         except errors.EngineError as error:
@@ -112,9 +114,10 @@ class Engine:
         return None
 
     async def _drain(self) -> None:
-        """Wait until the bucket has everything, as long as that gets on."""
+        """Wait until the bucket has everything, metadata too, as long as that gets on."""
         try:
             await anyio.to_thread.run_sync(self.store.drain)
+            await anyio.to_thread.run_sync(put_metadata, self.store)
         except errors.EngineError as error:
             log.error("not everything is in %s: %s", self.store.packs_url, error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from nexus_engine import errors
 from nexus_engine.backends.base import ObjectStore
-from nexus_engine.backends.home import Home, claim_prefix, require_mark
+from nexus_engine.backends.home import Home, Mark, claim_prefix, require_mark, take_prefix
 from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.backends.remote import Limits, RemoteObjectStore
 from nexus_engine.backends.retrying import DEADLINE_S
@@ -21,8 +22,9 @@ from nexus_engine.meta.reader import Reader
 
 log = logging.getLogger(__name__)
 
-PACKS_URL = "packs_url"
-"""In the table ``store``: the URL of the bucket, if packs live in one."""
+PACKS_URL, PACKS_HOLDER = "packs_url", "packs_holder"
+"""In the table ``store``: the URL of the bucket, if packs live in one, and the holder that its mark
+names."""
 _MIB = 1024 * 1024
 
 
@@ -41,7 +43,7 @@ def require_bucket(reader: Reader) -> None:
     url = find_packs_url(reader)
     if url is not None:
         with closing(open_bucket(url)) as bucket:
-            require_mark(bucket, str(reader.store_value("store_id")))
+            require_mark(bucket, _mark(reader))
 
 
 def limit_s(url: str | None, config: StoreConfig) -> float:
@@ -73,7 +75,7 @@ def open_objects(
         return LocalObjectStore(path)
     return RemoteObjectStore(
         path,
-        Home(url, partial(open_bucket, url), str(reader.store_value("store_id"))),
+        Home(url, partial(open_bucket, url), _mark(reader)),
         Limits(
             cache_bytes=config.cache_mib * _MIB,
             backlog_bytes=config.upload_backlog_mib * _MIB,
@@ -91,14 +93,34 @@ def move_in(database: Database, url: str) -> None:
         InvalidArgument, NotSupported: No such URL.
         StoreHung, ObjectStoreFailed.
     """
-    store_id = str(database.reader.store_value("store_id"))
+    mark = _note(database, url)
     with closing(open_bucket(url)) as bucket:
         if any(True for _ in bucket.iter_objects("packs/")):
             raise errors.StoreInaccessible(f"{bucket.url} holds packs already: give another prefix")
-        claim_prefix(bucket, store_id)
-    database.set_store_value(PACKS_URL, url)
+        claim_prefix(bucket, mark)
+
+
+def take_over(database: Database, url: str) -> None:
+    """Have a copy of a store go on with its packs; the original is refused them from now on.
+
+    Raises: as `move_in`.
+    """
+    mark = _note(database, url)
+    with closing(open_bucket(url)) as bucket:
+        take_prefix(bucket, mark)
 
 
 def move_out(database: Database) -> None:
     """Have a copy of a store live in its own directory: the bucket is the original's."""
     database.drop_store_value(PACKS_URL)
+    database.drop_store_value(PACKS_HOLDER)
+
+
+def _note(database: Database, url: str) -> Mark:
+    database.set_store_value(PACKS_URL, url)
+    database.set_store_value(PACKS_HOLDER, secrets.token_hex(8))
+    return _mark(database.reader)
+
+
+def _mark(reader: Reader) -> Mark:
+    return Mark(1, str(reader.store_value("store_id")), str(reader.store_value(PACKS_HOLDER)))

@@ -21,6 +21,7 @@ from nexus_engine.check import scrub as scrubbing
 from nexus_engine.config import Retention, Scrub, parse_bytes, seconds
 from nexus_engine.engine import Engine
 from nexus_engine.meta import gc_queries, log_pruning_queries
+from nexus_engine.metadata_copy import put_metadata
 from nexus_engine.owners import is_alone
 from nexus_engine.recovery import recover
 from nexus_engine.retention import gc
@@ -134,6 +135,16 @@ class Services:
             except errors.EngineError as error:
                 self._failures.failed("sending", error, "trying again")
             await anyio.sleep(RECOVERY_INTERVAL_S)
+
+    async def run_copying(self) -> None:
+        """Put copies of the metadata into the bucket that packs live in, for ever."""
+        interval_s = self._store.config.metadata_interval_s
+        if self._store.packs_url is None or not interval_s:
+            await anyio.sleep_forever()
+        while True:
+            await anyio.sleep(interval_s)
+            self._store.settle()
+            await self._beside("the copy of the metadata", lambda _, store: put_metadata(store))
 
     async def run_retention(self) -> None:
         """Prune by the store's policy, again and again; without one, do nothing for ever."""

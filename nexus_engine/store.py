@@ -16,7 +16,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any, ParamSpec, TypeVar
@@ -224,13 +224,16 @@ class Store:
         self.database.sync(state)
         self._lock.note_synced(head)
 
-    def secure(self) -> None:
+    def secure(self, packs: Iterable[str] = ()) -> None:
         """Have all content stored so far where it is to stay, such as in a bucket; from any thread.
+
+        Args:
+            packs: These as well, whoever writes them.
 
         Raises:
             StoreHung, ObjectStoreFailed: It is not there yet.
         """
-        self.chunks.secure()
+        self.chunks.secure(packs)
 
     def drain(self) -> None:
         """Wait until everything is in the bucket; from any thread. Goes on while that gets on.
@@ -270,6 +273,11 @@ class Store:
 
     def has_unsynced_chunks(self) -> bool:
         return any(pack.synced_length < pack.length for pack in self.chunks.packs_written())
+
+    def reader_value(self, key: str) -> Any:
+        """Return a fact about the store; from any thread."""
+        with self._lent_reader() as reader:
+            return reader.store_value(key)
 
     def with_reader(self, action: Callable[[Database], R]) -> R:
         """Run queries on a connection of their own; from any thread."""

@@ -156,6 +156,7 @@ async def _serve(
                     (services.run_settling,),
                     (services.run_recovery,),
                     (services.run_sending,),
+                    (services.run_copying,),
                     (services.run_retention,),
                     (services.run_scrub,),
                     (_follow_peers, peers, invalidator),

@@ -29,6 +29,9 @@ class Mark(msgspec.Struct, frozen=True):
 
     nexus_store: int
     store_id: str
+    holder: str
+    """Which copy of the store's metadata goes with the packs: one that was made of it elsewhere
+    takes its place."""
 
 
 class Home:
@@ -37,13 +40,13 @@ class Home:
     Args:
         url: For people.
         connect: Makes the bucket; called when it is first needed.
-        store_id: Of the store that the prefix must belong to.
+        mark: What the prefix must say.
     """
 
-    def __init__(self, url: str, connect: Callable[[], Bucket], store_id: str) -> None:
+    def __init__(self, url: str, connect: Callable[[], Bucket], mark: Mark) -> None:
         self.url = url
         self._connect = connect
-        self._store_id = store_id
+        self._mark = mark
         self._lock = threading.Lock()
         self._connecting = threading.Lock()
         self._bucket: Bucket | None = None
@@ -73,7 +76,7 @@ class Home:
                 answer = question(bucket)
             except errors.ObjectNotFound:
                 # Perhaps nothing of ours is there any more.
-                require_mark(bucket, self._store_id)
+                require_mark(bucket, self._mark)
                 raise
         except (errors.StoreHung, errors.StoreInaccessible) as error:
             self._note_trouble(error, begun_s)
@@ -83,6 +86,14 @@ class Home:
             raise
         self._note_answer()
         return answer
+
+    def require_mark(self) -> None:
+        """Make sure, before something that cannot be undone, that the prefix is still ours.
+
+        Raises:
+            EngineError: As `ask`.
+        """
+        self.ask(lambda bucket: require_mark(bucket, self._mark))
 
     def is_conditional(self) -> bool:
         """Tell whether the server keeps the conditions of a put; asks it once.
@@ -119,7 +130,7 @@ class Home:
                 begun_s = time.monotonic()
                 try:
                     bucket = self._connect()
-                    require_mark(bucket, self._store_id)
+                    require_mark(bucket, self._mark)
                 except (errors.StoreHung, errors.StoreInaccessible) as error:
                     self._note_trouble(error, begun_s)
                     raise
@@ -174,7 +185,7 @@ class Home:
             log.warning("%s can be used again, after %d s", self.url, time.monotonic() - silent_s)
 
 
-def claim_prefix(bucket: Bucket, store_id: str) -> None:
+def claim_prefix(bucket: Bucket, mark: Mark) -> None:
     """Make an empty prefix a store's.
 
     Raises:
@@ -186,35 +197,47 @@ def claim_prefix(bucket: Bucket, store_id: str) -> None:
             "%s does not know conditional writes: see to it that no other store gets this prefix",
             bucket.url,
         )
-    content = msgspec.json.encode(Mark(1, store_id))
     with suppress(errors.ObjectNotFound):
         found = read_mark(bucket)
         raise errors.StoreInaccessible(
-            f"{bucket.url} is the place of another store, {found}: give another prefix (or remove"
-            f" {MARK_KEY} from it, if that store never came to be)"
+            f"{bucket.url} is the place of another store, {found.store_id}: give another prefix (or"
+            f" remove {MARK_KEY} from it, if that store never came to be)"
         )
     try:
-        bucket.put(MARK_KEY, content, if_absent=conditional)
+        bucket.put(MARK_KEY, msgspec.json.encode(mark), if_absent=conditional)
     except errors.ObjectChanged:
         raise errors.StoreInaccessible(f"{bucket.url} has just become another store's") from None
     # Where conditions are not kept, two may have thought so.
-    require_mark(bucket, store_id)
+    require_mark(bucket, mark)
 
 
-def read_mark(bucket: Bucket) -> str:
-    """Return which store a prefix belongs to.
+def take_prefix(bucket: Bucket, mark: Mark) -> None:
+    """Make a store's prefix that of another copy of it: the one before is refused from now on.
 
     Raises:
-        ObjectNotFound: None.
+        ObjectNotFound: It is no store's.
+        StoreInaccessible: It is another store's.
+    """
+    found = read_mark(bucket)
+    if found.store_id != mark.store_id:
+        raise errors.StoreInaccessible(f"{bucket.url} is the place of another store")
+    bucket.put(MARK_KEY, msgspec.json.encode(mark))
+
+
+def read_mark(bucket: Bucket) -> Mark:
+    """Return whose a prefix is.
+
+    Raises:
+        ObjectNotFound: Nobody's.
     """
     content = bucket.read(MARK_KEY, 0, _MARK_MAX)
     try:
-        return msgspec.json.decode(content, type=Mark).store_id
+        return msgspec.json.decode(content, type=Mark)
     except msgspec.DecodeError as error:
         raise errors.StoreInaccessible(f"{bucket.url}: {MARK_KEY} is damaged: {error}") from error
 
 
-def require_mark(bucket: Bucket, store_id: str) -> None:
+def require_mark(bucket: Bucket, mark: Mark) -> None:
     """Refuse a prefix that is not this store's.
 
     Raises:
@@ -226,7 +249,13 @@ def require_mark(bucket: Bucket, store_id: str) -> None:
         raise errors.StoreInaccessible(
             f"{bucket.url} is not the place of this store's packs: there is no {MARK_KEY}"
         ) from None
-    if found != store_id:
+    if found.store_id != mark.store_id:
         raise errors.StoreInaccessible(
-            f"{bucket.url} has the packs of another store, {found}; this is {store_id}"
+            f"{bucket.url} has the packs of another store, {found.store_id}; this is"
+            f" {mark.store_id}"
+        )
+    if found.holder != mark.holder:
+        raise errors.StoreInaccessible(
+            f"the store in {bucket.url} was restored elsewhere, and goes on there: this one is out"
+            " of date"
         )

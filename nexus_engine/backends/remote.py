@@ -69,7 +69,7 @@ class RemoteObjectStore:
         press: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._root = root
-        self._home = home
+        self.home = self._home = home
         self._limits = limits
         self._local = LocalObjectStore(root)
         self._cache = BlockCache(root / CACHE_NAME, limits.cache_bytes)
@@ -220,6 +220,7 @@ class RemoteObjectStore:
             self._local.sync(key)
 
     def delete(self, key: str) -> None:
+        self._home.require_mark()
         self._spool.forget(key)
         with _locked(self._root / key, _ELSEWHERE_S):
             self._local.delete(key)

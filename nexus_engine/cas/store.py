@@ -286,14 +286,19 @@ class ChunkStore:
         """
         self._shared_sync()
 
-    def secure(self) -> None:
+    def secure(self, packs: Iterable[str] = ()) -> None:
         """Have everything put before the call where it is to stay, such as in a bucket.
 
         Callers at one time share the work: what all of them put is one object.
 
+        Args:
+            packs: These as well, whoever writes them.
+
         Raises:
             NoSpace, StoreInaccessible, ObjectStoreFailed, StoreHung: It is not there yet.
         """
+        with self._lock:
+            self._unsecured.update(packs)
         self._shared_securing()
 
     def seal_full(self) -> None:

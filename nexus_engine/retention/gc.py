@@ -24,11 +24,12 @@ from contextlib import suppress
 from typing import Concatenate, NamedTuple, ParamSpec
 
 from nexus_engine import errors
-from nexus_engine.cas.pack import PACK_SIZE, pack_key
+from nexus_engine.cas.pack import pack_key
 from nexus_engine.cas.store import Location
 from nexus_engine.meta import gc_queries, purge_queries
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.gc_queries import Outgoing, PackUse
+from nexus_engine.metadata_copy import KEEP, put_metadata
 from nexus_engine.owners import describe, writers
 from nexus_engine.recovery import recover
 from nexus_engine.retention.turns import alone, pause
@@ -52,6 +53,8 @@ WAIT_S = 30.0
 _POLL_S = 0.05
 _MARGIN_BYTES = 1 << 20
 """Room for rows, besides what is copied."""
+_TOGETHER_BYTES = 1 << 30
+"""So much is copied before packs in a bucket are removed."""
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 500
 
@@ -120,7 +123,7 @@ def _collect(store: Store, dead_share: float, progress: Progress | None) -> Coll
     # not looked for. Its own collection takes them.
     retiring = [pack for pack in gc_queries.retiring_packs(connection) if pack[0] in numbers]
     done = Collected(0, 0, 0)
-    emptied = _Emptied(store)
+    emptied = _Emptied(store, purges=bool(purging))
     for count, (number, name, live_bytes) in enumerate(retiring, start=1):
         if live_bytes + _MARGIN_BYTES > store.reserve.usable_bytes():
             log.error("pack %s stays: no room for the %d bytes in it that live", name, live_bytes)
@@ -211,9 +214,10 @@ class _Emptied:
     packs share one that is sent. Elsewhere each goes at once: on a full disk its room is wanted.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, purges: bool) -> None:
         self._store = store
-        self._limit_bytes = 0 if store.packs_url is None else PACK_SIZE
+        self._purges = purges
+        self._limit_bytes = 0 if store.packs_url is None else _TOGETHER_BYTES
         self._packs: list[tuple[int, str]] = []
         self._copied_bytes = 0
 
@@ -236,7 +240,9 @@ class _Emptied:
         _sync_others(self._store)
         self._store.sync()
         # What was in the bucket must not be on this disk alone now, whatever fsync promises.
-        self._store.secure()
+        self._store.secure(name for name, _ in self._store.database.open_packs())
+        # Nor may the copy of the metadata there name what goes. After a purge, none may.
+        put_metadata(self._store, keep=1 if self._purges else KEEP, always=True)
         for number, name in self._packs:
             self._store.objects.delete(pack_key(name))
             _change(self._store, gc_queries.drop_pack, number)

@@ -13,7 +13,7 @@ from nexus_engine import errors
 from nexus_engine.backends.block_cache import BLOCK_BYTES
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
 from nexus_engine.backends.directory import DirectoryBucket
-from nexus_engine.backends.home import MARK_KEY, Home, claim_prefix
+from nexus_engine.backends.home import MARK_KEY, Home, Mark, claim_prefix
 from nexus_engine.backends.remote import Limits, RemoteObjectStore
 from tests.mount.waiting import wait_until
 
@@ -73,7 +73,7 @@ class World:
         (self.root / "packs").mkdir()
         (root / "bucket").mkdir()
         self.bucket = FaultyBucket(root / "bucket")
-        claim_prefix(self.bucket, "me")
+        claim_prefix(self.bucket, Mark(1, "me", "here"))
         self.bucket.asked.clear()
         self.opened: list[RemoteObjectStore] = []
         self.pressed = False
@@ -94,7 +94,7 @@ class World:
 
         objects = RemoteObjectStore(
             self.root,
-            Home(self.bucket.url, connect, store_id),
+            Home(self.bucket.url, connect, Mark(1, store_id, "here")),
             Limits(cache_mib * MIB, backlog_mib * MIB, limit_s),
             press=press,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -168,7 +169,7 @@ def test_the_wrong_bucket_is_refused(mount: BucketMount) -> None:
     mount.umount()
     mark = mount.bucket / "nexus-store.json"
     kept = mark.read_bytes()
-    mark.write_text('{"nexus_store": 1, "store_id": "another"}')
+    mark.write_text('{"nexus_store": 1, "store_id": "another", "holder": "there"}')
     refused = subprocess.run(
         [*CTL, "--store", mount.store, "mount", mount.path],
         capture_output=True,
@@ -335,3 +336,68 @@ def test_a_backup_is_a_store_of_its_own(mount: BucketMount, tmp_path: Path) -> N
     )  # fmt: skip
     assert done.stdout == content, done.stderr
     assert mount.sent() == before
+
+
+def test_another_machine_goes_on_with_what_is_in_the_bucket(
+    mount: BucketMount, tmp_path: Path
+) -> None:
+    content = os.urandom(2 * MIB)
+    (mount.path / "file").write_bytes(content)
+    (mount.path / "gone").write_bytes(b"as it was")
+    mount.ctl("snapshot", "create", "before")
+    (mount.path / "gone").unlink()
+    mount.umount()
+    restored = tmp_path / "restored"
+    shown = mount.ctl("restore-store", f"file://{mount.bucket}", str(restored))
+    assert "and checked it" in shown
+    assert not any((restored / "packs").iterdir())
+    # The first machine is still there, and must keep its hands off.
+    refused = subprocess.run(
+        [*CTL, "--store", mount.store, "mount", mount.path],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert "restored elsewhere" in refused.stderr
+    mount.store = restored
+    mount.log = restored / "daemon.log"
+    mount.mount()
+    assert (mount.path / "file").read_bytes() == content
+    assert (mount.path / ".nexus/snapshots/before/gone").read_bytes() == b"as it was"
+    (mount.path / "new").write_bytes(b"new")
+
+
+def test_a_copy_of_the_metadata_names_what_gc_left(mount: BucketMount, tmp_path: Path) -> None:
+    """A machine that dies after gc, and never comes back."""
+    contents = {str(number): os.urandom(1000) for number in range(20)}
+    for name, content in contents.items():
+        with (mount.path / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    mount.remount()
+    wait_until(lambda: mount.json("gc")[0]["packs"] >= 16, "gc")
+    mount.expected_log += ["took over from process"]
+    mount.kill()
+    restored = tmp_path / "restored"
+    shown = mount.ctl("restore-store", f"file://{mount.bucket}", str(restored))
+    assert "and checked it" in shown
+    mount.store = restored
+    mount.log = restored / "daemon.log"
+    mount.mount()
+    assert {name: (mount.path / name).read_bytes() for name in contents} == contents
+
+
+@pytest.mark.parametrize("settings", [{"metadata_interval_s": 0.5}])
+def test_the_metadata_goes_to_the_bucket_now_and_then(mount: BucketMount) -> None:
+    (mount.path / "file").write_bytes(b"content")
+    latest = mount.bucket / "meta/latest.json"
+    wait_until(lambda: latest.exists() and json.loads(latest.read_bytes())["head"] == 3, "copying")
+    assert len(mount.sent()) == 1
+    for number in range(5):
+        (mount.path / str(number)).mkdir()
+        head = 4 + number
+        wait_until(lambda: json.loads(latest.read_bytes())["head"] == head, "copying")  # noqa: B023
+    wait_until(lambda: len(list((mount.bucket / "meta").glob("*.zst"))) == 3, "tidying up")
