@@ -101,7 +101,7 @@ class ObjectStore(Protocol):
         objects that came through `put_file` are durable already.
 
         Raises:
-            ObjectNotFound: there is no such object.
+            ObjectNotFound: there is no such object, and that can be told without asking far away.
         """
         ...
 

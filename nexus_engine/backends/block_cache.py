@@ -28,6 +28,7 @@ from pathlib import Path
 from xxhash import xxh3_64_intdigest
 
 from nexus_engine.backends.base import View
+from nexus_engine.backends.files import sync_directory
 from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.errors import EngineError
 
@@ -82,15 +83,18 @@ class BlockCache:
         self._put_bytes = 0
         """Since the directory was looked at."""
         self._complained = False
+        self._looked = False
+        self._looking = threading.Lock()
         with suppress(OSError):
             directory.mkdir(mode=0o700, exist_ok=True)
-        self._look()
 
     @property
     def used_bytes(self) -> int:
+        self._look_once()
         return self._used
 
     def has(self, name: str, index: int) -> bool:
+        self._look_once()
         with self._lock:
             return (name, _ALL) in self._entries or (name, index) in self._entries
 
@@ -139,6 +143,7 @@ class BlockCache:
 
     def put(self, name: str, index: int, content: bytes) -> None:
         """Keep a block, if there is room."""
+        self._look_once()
         if not self._make_room(len(content)):
             return
         digest = xxh3_64_intdigest(content)
@@ -152,6 +157,7 @@ class BlockCache:
 
     def adopt(self, name: str, path: Path) -> None:
         """Take over the file of a whole object, which is whole elsewhere; it is gone from there."""
+        self._look_once()
         try:
             if self._make_room(path.stat().st_size):
                 sums = tuple(_sums(path))
@@ -168,6 +174,7 @@ class BlockCache:
 
     def forget(self, name: str) -> bool:
         """Drop all copies of an object; return whether there were any."""
+        self._look_once()
         with self._lock:
             keys = [key for key in self._entries if key[0] == name]
         for key in keys:
@@ -177,10 +184,14 @@ class BlockCache:
             keys.append((name, _ALL))
             with suppress(OSError):
                 path.unlink()
+        if keys:
+            with suppress(OSError):
+                sync_directory(self._directory)
         return bool(keys)
 
     def trim(self) -> None:
         """Give way where the disk fills up; from a background thread, now and then."""
+        self._look_once()
         self._files.forget_deleted()
         self._make_room(0)
 
@@ -188,6 +199,7 @@ class BlockCache:
         self._files.close()
 
     def _find(self, name: str, index: int) -> tuple[_Key, _Entry] | None:
+        self._look_once()
         with self._lock:
             for key in ((name, _ALL), (name, index)):
                 entry = self._entries.get(key)
@@ -222,10 +234,11 @@ class BlockCache:
             if entry is None:
                 return
             self._used -= entry.size
-        with suppress(EngineError):
-            self._files.delete(entry.file)
+        self._files.let_go(entry.file)
+        with suppress(OSError):
+            (self._directory / entry.file).unlink()
             if key[1] == _ALL:
-                self._files.delete(key[0] + _SUMS)
+                (self._directory / (key[0] + _SUMS)).unlink()
 
     def _make_room(self, size: int) -> bool:
         """Drop what was not used for longest until there is room; return whether there is."""
@@ -281,6 +294,13 @@ class BlockCache:
         if not self._complained:
             self._complained = True
             log.warning("nothing is kept in %s: %s", self._directory, error)
+
+    def _look_once(self) -> None:
+        if not self._looked:
+            with self._looking:
+                if not self._looked:
+                    self._look()
+                    self._looked = True
 
     def _look(self) -> None:
         """Take note of what is in the directory, also from others and from before."""

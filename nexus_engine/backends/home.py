@@ -57,6 +57,7 @@ class Home:
         """Since when."""
         self._next_try_s = 0.0
         self._answered_s = 0.0
+        self._asked = 0
         self._trying = 0
         """The thread that tries now."""
 
@@ -69,6 +70,7 @@ class Home:
             EngineError: Whatever else the question raises.
         """
         self._require_usable()
+        self._asked += 1
         begun_s = time.monotonic()
         try:
             bucket = self._verified()
@@ -113,7 +115,10 @@ class Home:
 
     def figures(self) -> dict[str, int]:
         silent_s = self._silent_s
-        return {} if silent_s is None else {"bucket_silent_s": int(time.monotonic() - silent_s) + 1}
+        figures = {"bucket_questions": self._asked}
+        if silent_s is not None:
+            figures["bucket_silent_s"] = int(time.monotonic() - silent_s) + 1
+        return figures
 
     def close(self) -> None:
         bucket, self._bucket = self._bucket, None

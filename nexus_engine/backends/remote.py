@@ -19,8 +19,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from nexus_engine import errors
 from nexus_engine.backends.base import View
@@ -28,13 +30,14 @@ from nexus_engine.backends.block_cache import BLOCK_BYTES, BlockCache
 from nexus_engine.backends.bucket import Bucket, ObjectInfo
 from nexus_engine.backends.fetching import Fetcher
 from nexus_engine.backends.files import translate
-from nexus_engine.backends.home import Home
+from nexus_engine.backends.home import MARK_KEY, Home
 from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.backends.spool import Spool
 
 log = logging.getLogger(__name__)
 
 CACHE_NAME = "cache"
+_NO_OBJECTS = (f"{CACHE_NAME}/", "meta/", MARK_KEY)
 _STORED_BYTES = 8 << 20
 """Read at once where what is read comes one after the other, and not from the cache."""
 _LOCK_POLL_S = 0.05
@@ -53,6 +56,8 @@ class Limits(NamedTuple):
 
 class RemoteObjectStore:
     """An `ObjectStore` in a bucket; several processes of one machine may use the same one.
+
+    What is replaced while it is being sent or read may be read as it was: packs never are.
 
     Args:
         root: The store's directory.
@@ -164,10 +169,14 @@ class RemoteObjectStore:
     def iter_sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         # The spool first: what leaves it meanwhile is in the bucket's list as well.
         seen = dict(self._local.iter_sizes(prefix))
-        seen = {key: size for key, size in seen.items() if not key.startswith(f"{CACHE_NAME}/")}
+        seen = {key: size for key, size in seen.items() if not key.startswith(_NO_OBJECTS)}
         yield from seen.items()
         listed = self._home.ask(lambda b: list(b.iter_objects(prefix)))
-        sizes = {found.key: found.size for found in listed if not isinstance(found, str)}
+        sizes = {
+            found.key: found.size
+            for found in listed
+            if not (isinstance(found, str) or found.key.startswith(_NO_OBJECTS))
+        }
         rest = {key: size for key, size in self._sizes.items() if not key.startswith(prefix)}
         self._sizes = {**rest, **sizes}
         yield from ((key, size) for key, size in sizes.items() if key not in seen)
@@ -180,6 +189,7 @@ class RemoteObjectStore:
     def put_file(self, key: str, path: Path) -> None:
         self._local.put_file(key, path)
         self._away.discard(key)
+        self._sizes.pop(key, None)
         try:
             self._spool.add(key, self._root / key)
         except FileNotFoundError:
@@ -236,16 +246,20 @@ class RemoteObjectStore:
 
     def _send(self, key: str, path: Path) -> None:
         """Bring a file to the bucket; it becomes cache. In a thread of the spool."""
-        with _locked(path, 0) as there:
-            if not there:
+        with _locked(path, 0) as fd:
+            if fd is None:
                 return  # another process sent it, or it was deleted
-            size = path.stat().st_size
             conditional = self._home.is_conditional()
-            self._home.ask(lambda bucket: _put(bucket, key, path, conditional=conditional))
-            self._sizes[key] = size
+            put = partial(_put, key=key, path=path, conditional=conditional)
+            if self._home.ask(put):
+                self._cache.forget(_name(key))  # copies of what was there before
+            if not _is_still(path, fd):
+                if path.exists():
+                    raise errors.ObjectStoreFailed(f"{path} was replaced while it was being sent")
+                return
+            self._sizes[key] = os.fstat(fd).st_size
             self._cache.adopt(_name(key), path)
             self._local.let_go(key)
-            self._away.add(key)
 
     def forget_deleted(self) -> None:
         self._local.forget_deleted()
@@ -268,8 +282,8 @@ class RemoteObjectStore:
         self._home.close()
 
 
-def _put(bucket: Bucket, key: str, path: Path, *, conditional: bool) -> None:
-    """Store a pack where there is none.
+def _put(bucket: Bucket, *, key: str, path: Path, conditional: bool) -> bool:
+    """Store a pack where there is none; return whether it took another's place.
 
     Its name is 128 random bits, so that what is there already is ours: from an attempt that came to
     its end unnoticed, or a pack that decayed and of which somebody put a good copy into the spool.
@@ -277,15 +291,17 @@ def _put(bucket: Bucket, key: str, path: Path, *, conditional: bool) -> None:
     if conditional:
         with suppress(errors.ObjectChanged):
             bucket.put(key, path, if_absent=True)
-            return
+            return False
     try:
         there = bucket.stat(key)
     except errors.ObjectNotFound:
         bucket.put(key, path)
-        return
-    if not _is_same(bucket, key, path, there):
-        log.warning("%s had other bytes under %s: they are replaced", bucket.url, key)
-        bucket.put(key, path, if_match=there.etag if conditional else "")
+        return False
+    if _is_same(bucket, key, path, there):
+        return False
+    log.warning("%s had other bytes under %s: they are replaced", bucket.url, key)
+    bucket.put(key, path, if_match=there.etag if conditional else "")
+    return True
 
 
 def _is_same(bucket: Bucket, key: str, path: Path, there: ObjectInfo) -> bool:
@@ -301,8 +317,8 @@ def _is_same(bucket: Bucket, key: str, path: Path, there: ObjectInfo) -> bool:
 
 
 @contextmanager
-def _locked(path: Path, limit_s: float) -> Iterator[bool]:
-    """Keep others from sending or deleting a file; yields whether it is there.
+def _locked(path: Path, limit_s: float) -> Iterator[int | None]:
+    """Keep others from sending or deleting a file; yields its descriptor if it is there.
 
     Raises:
         StoreBusy: Somebody else is at it, and for longer than may be waited for.
@@ -310,7 +326,7 @@ def _locked(path: Path, limit_s: float) -> Iterator[bool]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        yield False
+        yield None
         return
     except OSError as error:
         raise translate(error, f"open {path}") from error
@@ -324,9 +340,17 @@ def _locked(path: Path, limit_s: float) -> Iterator[bool]:
                 if time.monotonic() >= deadline_s:
                     raise errors.StoreBusy(f"another process is sending {path.name}") from None
                 time.sleep(_LOCK_POLL_S)
-        yield path.exists() and os.path.samestat(path.stat(), os.fstat(fd))
+        yield fd if _is_still(path, fd) else None
     finally:
         os.close(fd)
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    """Tell whether a path names the file that was opened."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def _blocks(offset: int, length: int) -> Iterator[tuple[int, int, int]]:
@@ -338,4 +362,5 @@ def _blocks(offset: int, length: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _name(key: str) -> str:
-    return key.rpartition("/")[2].removesuffix(".pack")
+    """Return what the cache calls an object: a pack by its id."""
+    return quote(key.removeprefix("packs/").removesuffix(".pack"), safe="")

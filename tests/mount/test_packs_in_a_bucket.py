@@ -57,11 +57,15 @@ def test_a_store_is_read_back_with_an_empty_cache(mount: BucketMount) -> None:
     assert mount.figure("cache_bytes") >= 3 * MIB
 
 
-def test_a_thousand_small_files_are_one_object(mount: BucketMount) -> None:
+def test_a_thousand_small_files_are_one_object_and_a_few_questions(mount: BucketMount) -> None:
     for number in range(1000):
         (mount.path / str(number)).write_text(f"{number}\n")
-    mount.umount()
+    assert mount.figure("bucket_questions") == 0
+    mount.forget_cache()
     assert len(mount.sent()) == 1
+    for number in range(1000):
+        assert (mount.path / str(number)).read_text() == f"{number}\n"
+    assert mount.figure("bucket_questions") <= 2
 
 
 def test_what_was_fsynced_is_in_the_bucket(mount: BucketMount) -> None:
