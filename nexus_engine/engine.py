@@ -591,9 +591,9 @@ class Engine:
         """
         disk = os.statvfs(self.store.path)
         total = disk.f_blocks * disk.f_frsize
-        free = available = max(
-            0, disk.f_bavail * disk.f_frsize - self.store.reserve.missing_bytes()
-        )
+        # The cache of a bucket gives way to what is written.
+        spare = disk.f_bavail * disk.f_frsize + self.store.objects.figures().get("cache_bytes", 0)
+        free = available = max(0, spare - self.store.reserve.missing_bytes())
         inodes, inodes_free = self.reader.count_inodes() + 2**32, 2**32
         limits = self.content.held.limits(await self.getattr(ino))
         if limits.bytes is not None:

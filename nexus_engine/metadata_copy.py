@@ -34,7 +34,6 @@ from nexus_engine.config import CONFIG_NAME
 from nexus_engine.meta import backup_queries
 from nexus_engine.meta.connection import DATABASE_NAME, Connection
 from nexus_engine.store import Store
-from nexus_engine.types import Seq
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +44,8 @@ KEEP = 3
 _LEVEL = 3
 _NEW = "meta.copy"
 LOCK_NAME = "meta.copy.lock"
+"""Holds the last operation of the latest copy, in digits."""
+_NOTE_BYTES = 20
 _OTHERS_S = 600.0
 _POLL_S = 0.1
 
@@ -99,13 +100,22 @@ def put_metadata(store: Store, *, keep: int = KEEP, always: bool = False) -> boo
     objects = store.objects
     if not isinstance(objects, RemoteObjectStore) or not store.config.metadata_interval_s:
         return False
-    with _one_at_a_time(store.path):
-        return _put(store, objects.home, keep=keep, always=always)
+    with _one_at_a_time(store.path) as note:
+        with closing(Connection(str(store.path / DATABASE_NAME))) as connection:
+            head = backup_queries.head_record(connection)[0]
+        # What is noted here spares asking the bucket.
+        if not always and os.pread(note, _NOTE_BYTES, 0) == b"%020d" % head:
+            return False
+        copied = _put(store, objects.home, keep=keep)
+        os.pwrite(note, b"%020d" % copied, 0)
+        return True
 
 
 @contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
+def _one_at_a_time(path: Path) -> Iterator[int]:
     """Keep others from putting a copy: an older one must not come to count after a newer one.
+
+    Yields a file that has the last operation of the latest copy.
 
     Raises:
         StoreBusy: Another process is at it, and for long.
@@ -121,19 +131,13 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
                 if time.monotonic() > deadline_s:
                     raise errors.StoreBusy("another process is copying the metadata") from None
                 time.sleep(_POLL_S)
-        yield
+        yield fd
     finally:
         os.close(fd)
 
 
-def _put(store: Store, home: Home, *, keep: int, always: bool) -> bool:
-    try:
-        before = home.ask(read_latest).head
-    except errors.ObjectNotFound:
-        before = Seq(0)
-    with closing(Connection(str(store.path / DATABASE_NAME))) as connection:
-        if backup_queries.head_record(connection)[0] == before and not always:
-            return False
+def _put(store: Store, home: Home, *, keep: int) -> int:
+    """Put a copy; return the last operation in it."""
     copy = store.path / f"{_NEW}.{secrets.token_hex(4)}"
     try:
         latest, packs = _copy(store, copy)
@@ -147,7 +151,7 @@ def _put(store: Store, home: Home, *, keep: int, always: bool) -> bool:
         for path in store.path.glob(f"{copy.name}*"):
             path.unlink(missing_ok=True)
     home.ask(partial(_drop_older, latest.key, keep))
-    return True
+    return latest.head
 
 
 def _copy(store: Store, path: Path) -> tuple[Latest, list[str]]:

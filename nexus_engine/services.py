@@ -38,6 +38,9 @@ SETTLE_DELAY_S = 0.02
 ROOM_PAUSE_S = 60.0
 """Between two attempts at making room."""
 DEAD_SHARE_WHEN_LOW = 0.1
+MERGE_INTERVAL_S = 300.0
+MERGE_PACKS = 64
+"""So many more since the last time, and packs are looked at."""
 SCRUB_LOOK_S = 3600.0
 """So often a daemon looks whether a scrub is due."""
 _DAMAGE_LOGGED = 100
@@ -135,6 +138,21 @@ class Services:
             except errors.EngineError as error:
                 self._failures.failed("sending", error, "trying again")
             await anyio.sleep(RECOVERY_INTERVAL_S)
+
+    async def run_merging(self) -> None:
+        """Make large packs of the small ones that fsync leaves in a bucket, for ever."""
+        if self._store.packs_url is None:
+            await anyio.sleep_forever()
+        before = gc_queries.count_sealed(self._store.database.connection)
+        while True:
+            await anyio.sleep(MERGE_INTERVAL_S)
+            now = gc_queries.count_sealed(self._store.database.connection)
+            if now - before >= MERGE_PACKS:
+                await self._beside(
+                    "merging packs", lambda _, store: gc.collect(store, dead_share=2)
+                )
+                before = gc_queries.count_sealed(self._store.database.connection)
+            before = min(before, now)
 
     async def run_copying(self) -> None:
         """Put copies of the metadata into the bucket that packs live in, for ever."""
@@ -286,6 +304,11 @@ def _prune(policy: Retention, dead_share: float, stop: threading.Event, store: S
     )  # fmt: skip
     if done.excess_bytes:
         log.info("history is %d bytes above max_history", done.excess_bytes)
+
+
+def _merge_packs(stop: threading.Event, store: Store) -> None:
+    store.stop_on(stop)
+    gc.collect(store, dead_share=gc.SMALL_ONLY)
 
 
 def _scrub_if_due(policy: Scrub, stop: threading.Event, store: Store) -> None:

@@ -23,7 +23,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from nexus_engine import errors
 from nexus_engine.backends.base import ObjectStore
-from nexus_engine.backends.remote import RemoteObjectStore
 from nexus_engine.cas.pack import PACK_HEADER_SIZE, pack_key
 from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
@@ -241,22 +240,18 @@ class Store:
         Raises:
             EngineError: It does not. What is left is sent by whoever opens the store next.
         """
-        if isinstance(self.objects, RemoteObjectStore):
-            self.objects.drain()
+        self.objects.drain()
 
     def send_orphans(self) -> None:
         """Have the bucket get what processes that are gone left on this disk; from any thread."""
-        if not isinstance(self.objects, RemoteObjectStore):
-            return
         own = {pack.pack for pack in self.chunks.packs_written()}
         with self._lent_reader() as reader:
             for path in (self.path / "packs").glob("*.pack"):
-                key = pack_key(path.stem)
-                if path.stem in own or self.objects.is_sending(key):
+                if path.stem in own:
                     continue
                 # Without a row, it is fsck's to report; with an owner, his to send, or recovery's.
                 if reader.is_sealed(path.stem) and path.stat().st_size > PACK_HEADER_SIZE:
-                    self.objects.put_file(key, path)
+                    self.objects.put_file(pack_key(path.stem), path)
 
     def _rely_on_others(self, ino: Ino) -> None:
         synced = synced_by_others(self.peers, self.owner)

@@ -157,6 +157,7 @@ async def _serve(
                     (services.run_recovery,),
                     (services.run_sending,),
                     (services.run_copying,),
+                    (services.run_merging,),
                     (services.run_retention,),
                     (services.run_scrub,),
                     (_follow_peers, peers, invalidator),

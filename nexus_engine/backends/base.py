@@ -86,6 +86,14 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def drain(self) -> None:
+        """Like `secure`, for as long as that gets on.
+
+        Raises:
+            EngineError: It does not. Whoever opens the store next goes on.
+        """
+        ...
+
     def await_room(self) -> None:
         """Wait until another object may be begun: not too many are on their way.
 

@@ -129,7 +129,7 @@ class BlockCache:
 
     def read_resident(self, name: str, index: int, start: int, length: int) -> View | None:
         """Like `read`, from the kernel's pages; ``None`` if it takes a `read` to know."""
-        found = self._find(name, index)
+        found = self._find(name, index) if self._looked else None
         if found is None:
             return None
         key, entry = found

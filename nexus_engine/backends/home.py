@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 MARK_KEY = "nexus-store.json"
 _MARK_MAX = 4096
-_TRY_S = 5.0
+_SILENCE_S = 5.0
+_TRY_S = 2.0
 """Between two attempts at a bucket that does not answer."""
 
 
@@ -58,6 +59,8 @@ class Home:
         self._next_try_s = 0.0
         self._answered_s = 0.0
         self._asked = 0
+        self._marked_s = float("-inf")
+        """When the mark was ours last."""
         self._trying = 0
         """The thread that tries now."""
 
@@ -72,30 +75,33 @@ class Home:
         self._require_usable()
         self._asked += 1
         begun_s = time.monotonic()
+        bucket = self._verified()
         try:
-            bucket = self._verified()
-            try:
-                answer = question(bucket)
-            except errors.ObjectNotFound:
-                # Perhaps nothing of ours is there any more.
-                require_mark(bucket, self._mark)
-                raise
-        except (errors.StoreHung, errors.StoreInaccessible) as error:
-            self._note_trouble(error, begun_s)
+            answer = question(bucket)
+        except (errors.ObjectNotFound, errors.StoreInaccessible):
+            # Perhaps nothing of ours can be had there any more.
+            self._confirm(bucket)
             raise
-        except errors.EngineError:
-            self._note_answer()
+        except errors.EngineError as error:
+            if _is_silence(error, begun_s):
+                self._note_trouble(error, begun_s)
+            else:
+                self._note_answer()
             raise
         self._note_answer()
         return answer
 
-    def require_mark(self) -> None:
-        """Make sure, before something that cannot be undone, that the prefix is still ours.
+    def require_mark(self, *, within_s: float = 0.0) -> None:
+        """Make sure that the prefix is still ours.
+
+        Args:
+            within_s: To have made sure so long ago is enough.
 
         Raises:
             EngineError: As `ask`.
         """
-        self.ask(lambda bucket: require_mark(bucket, self._mark))
+        if time.monotonic() - self._marked_s >= within_s:
+            self.ask(self._confirm)
 
     def is_conditional(self) -> bool:
         """Tell whether the server keeps the conditions of a put; asks it once.
@@ -135,12 +141,27 @@ class Home:
                 begun_s = time.monotonic()
                 try:
                     bucket = self._connect()
-                    require_mark(bucket, self._mark)
-                except (errors.StoreHung, errors.StoreInaccessible) as error:
+                except errors.EngineError as error:
                     self._note_trouble(error, begun_s)
                     raise
+                self._confirm(bucket)
                 self._bucket = bucket
             return self._bucket
+
+    def _confirm(self, bucket: Bucket) -> None:
+        """Make sure that a bucket answers, and is ours.
+
+        Raises:
+            EngineError: No.
+        """
+        begun_s = time.monotonic()
+        try:
+            require_mark(bucket, self._mark)
+        except errors.EngineError as error:
+            self._note_trouble(error, begun_s)
+            raise
+        self._marked_s = time.monotonic()
+        self._note_answer()
 
     def _require_usable(self) -> None:
         """Let somebody try now and then; fail for the others, at once."""
@@ -188,6 +209,16 @@ class Home:
             self._trying = 0
         if silent_s is not None:
             log.warning("%s can be used again, after %d s", self.url, time.monotonic() - silent_s)
+
+
+def _is_silence(error: errors.EngineError, begun_s: float) -> bool:
+    """Tell whether an error comes of a server that is not there, rather than of what was asked.
+
+    Where connections are refused there are answers, of the network, for as long as anybody tries.
+    """
+    return isinstance(error, errors.StoreHung) or (
+        error.transient and time.monotonic() - begun_s > _SILENCE_S
+    )
 
 
 def claim_prefix(bucket: Bucket, mark: Mark) -> None:

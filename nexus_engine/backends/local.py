@@ -100,6 +100,9 @@ class LocalObjectStore:
     def secure(self, others: Iterable[str] = ()) -> None:
         pass
 
+    def drain(self) -> None:
+        pass
+
     def await_room(self) -> None:
         pass
 

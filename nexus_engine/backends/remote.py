@@ -40,6 +40,8 @@ CACHE_NAME = "cache"
 _NO_OBJECTS = (f"{CACHE_NAME}/", "meta/", MARK_KEY)
 _STORED_BYTES = 8 << 20
 """Read at once where what is read comes one after the other, and not from the cache."""
+_MARK_AGE_S = 60.0
+"""So long the prefix may have been another's before packs stop going there."""
 _LOCK_POLL_S = 0.05
 _OTHERS_POLL_S = 0.1
 _ELSEWHERE_S = 600.0
@@ -89,13 +91,12 @@ class RemoteObjectStore:
             has=lambda key, index: self._cache.has(_name(key), index),
             keep=lambda key, index, content: self._cache.put(_name(key), index, content),
         )
-        self._lock = threading.Lock()
         self._away: set[str] = set()
         """Objects that were not in the spool when it was last looked at."""
         self._sizes: dict[str, int] = {}
         """Of objects in the bucket, which never change."""
-        self._window = ("", 0, b"")
-        """What was read last and past the cache: key, offset, content."""
+        self._windows = threading.local()
+        """What each thread read last and past the cache: key, offset, content."""
 
     # -- reading --
 
@@ -138,15 +139,13 @@ class RemoteObjectStore:
     def read_stored(self, key: str, offset: int, length: int) -> View:
         with suppress(errors.ObjectNotFound):
             return self._local.read_stored(key, offset, length)
-        with self._lock:
-            window_key, begin, content = self._window
+        window_key, begin, content = getattr(self._windows, "last", ("", 0, b""))
         at = offset - begin
         short = len(content) < _STORED_BYTES  # the object ends there
         if window_key != key or at < 0 or (at + length > len(content) and not short):
             wanted = max(length, _STORED_BYTES)
             content, at = self._home.ask(lambda b: b.read(key, offset, wanted)), 0
-            with self._lock:
-                self._window = (key, offset, content)
+            self._windows.last = (key, offset, content)
         return memoryview(content)[at : at + length]
 
     def distrust(self, key: str) -> bool:
@@ -187,6 +186,8 @@ class RemoteObjectStore:
     # -- writing --
 
     def put_file(self, key: str, path: Path) -> None:
+        if path == self._root / key and key in self._spool:
+            return
         self._local.put_file(key, path)
         self._away.discard(key)
         self._sizes.pop(key, None)
@@ -214,11 +215,6 @@ class RemoteObjectStore:
                 time.sleep(_OTHERS_POLL_S)
 
     def drain(self) -> None:
-        """Wait as long as sending gets on.
-
-        Raises:
-            EngineError: It does not; what is left is sent by whoever opens the store next.
-        """
         self._spool.secure(limit_s=None)
 
     def await_room(self) -> None:
@@ -240,15 +236,12 @@ class RemoteObjectStore:
         self._sizes.pop(key, None)
         self._away.add(key)
 
-    def is_sending(self, key: str) -> bool:
-        """Tell whether an object is being sent by us, or about to."""
-        return key in self._spool
-
     def _send(self, key: str, path: Path) -> None:
         """Bring a file to the bucket; it becomes cache. In a thread of the spool."""
         with _locked(path, 0) as fd:
             if fd is None:
                 return  # another process sent it, or it was deleted
+            self._home.require_mark(within_s=_MARK_AGE_S)
             conditional = self._home.is_conditional()
             put = partial(_put, key=key, path=path, conditional=conditional)
             if self._home.ask(put):

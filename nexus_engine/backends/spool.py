@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 THREADS = 2
 """Send at once. Packs are large: more only share the line."""
 _FIRST_PAUSE_S = 1.0
-_LAST_PAUSE_S = 5.0
+_LAST_PAUSE_S = 4.0
 """Between two attempts at one file."""
+_BUSY_PAUSE_S = 0.2
 _PRESSURE = 0.5
 """From this part of the backlog on, nobody begins a pack without asking whether there is room."""
 
@@ -46,7 +47,7 @@ class Spool:
 
     Args:
         send: Sends a file; in a thread of ours. When it returns, the file is none of ours. Ends
-            within a deadline of its own.
+            within a deadline of its own. Raises StoreBusy where another process is sending it.
         backlog_bytes: How much may wait before whoever begins more has to.
         limit_s: How long they wait, at most.
         press: Told whether it is getting much.
@@ -79,11 +80,6 @@ class Spool:
     def backlog_bytes(self) -> int:
         with self._changed:
             return self._backlog()
-
-    @property
-    def failing(self) -> str:
-        """Why nothing gets there; empty while it does."""
-        return self._said
 
     def add(self, key: str, path: Path) -> None:
         """Have a file sent, soon; one that is waiting already waits on.
@@ -141,6 +137,7 @@ class Spool:
             wanted = [(item, item.attempts) for item in self._items.values()]
             for item, _ in wanted:
                 item.next_s = 0.0
+            self._start_threads()
             self._changed.notify_all()
             while left := [pair for pair in wanted if self._items.get(pair[0].key) is pair[0]]:
                 for item, attempts in left:
@@ -165,25 +162,34 @@ class Spool:
         return sum(item.size for item in self._items.values())
 
     def _start_threads(self) -> None:
-        if self._threads < min(THREADS, len(self._items)):
+        while self._threads < min(THREADS, len(self._items)):
             self._threads += 1
             # A daemon: what it is at can be done again, and a bucket may be slow to answer.
             threading.Thread(target=self._work, name="upload", daemon=True).start()
 
     def _work(self) -> None:
-        while (item := self._take()) is not None:
+        ended = False
+        try:
+            while (item := self._take()) is not None:
+                self._try(item)
+            ended = True
+        finally:
+            if not ended:  # a bug; its traceback is in the log
+                with self._changed:
+                    self._threads -= 1
+
+    def _try(self, item: _Item) -> None:
+        error: errors.EngineError | None = errors.ObjectStoreFailed(f"{item.key} was not sent")
+        try:
+            self._send(item.key, item.path)
             error = None
-            try:
-                self._send(item.key, item.path)
-            except errors.EngineError as caught:
-                error = caught
-            except Exception as caught:
-                log.exception("sending %s failed: a bug", item.key)
-                error = errors.ObjectStoreFailed(f"cannot send {item.key}: {caught}")
-            self._note(item, error)
+        except errors.EngineError as caught:
+            error = caught
+        finally:
+            self._note(item, error)  # after a bug, too: somebody may wait for it
 
     def _take(self) -> _Item | None:
-        """Return the next file to send, when it is time; ``None`` if there is none."""
+        """Return the next file to send, when it is time; ``None`` if there is none: the thread ends."""
         with self._changed:
             while True:
                 idle = [item for item in self._items.values() if not item.under_way]
@@ -207,12 +213,15 @@ class Spool:
                 self.sent_bytes += item.size
                 self._stuck = False
                 self._press(self._backlog() >= self._backlog_limit * _PRESSURE)
+            elif isinstance(error, errors.StoreBusy):
+                item.next_s = time.monotonic() + _BUSY_PAUSE_S  # no trouble: another sends it
             else:
                 item.attempts += 1
                 item.error = error
                 item.next_s = time.monotonic() + item.pause_s
                 item.pause_s = min(2 * item.pause_s, _LAST_PAUSE_S)
-            self._say("" if error is None else str(error))
+            if not isinstance(error, errors.StoreBusy):
+                self._say("" if error is None else str(error))
             self._changed.notify_all()
 
     def _say(self, trouble: str) -> None:

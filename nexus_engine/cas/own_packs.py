@@ -121,6 +121,17 @@ class OwnPacks:
                 writer.finished = writer.finished or not writer.empty
         self.seal_full()
 
+    def open_ahead(self) -> None:
+        """Have an open pack ready for the next append."""
+        with self._append_lock:
+            current = self._current
+            ready = bool(self._next) or (current is not None and not current.full)
+            if ready or self._closed:
+                return
+        opened = self._open_next()
+        with self._append_lock:
+            self._next.append(opened)
+
     def finish(self, packs: Container[str]) -> bool:
         """Append no more to these packs; tell whether any is here, and not forgotten yet."""
         with self._append_lock:

@@ -26,7 +26,7 @@ from nexus_engine.cas.pack import (
     parse_record,
 )
 from nexus_engine.cas.shared_sync import SharedSync
-from nexus_engine.errors import CorruptChunk, MissingChunk, ObjectNotFound
+from nexus_engine.errors import CorruptChunk, EngineError, MissingChunk, ObjectNotFound
 from nexus_engine.types import Digest
 
 _INLINE_MAX = 1 << 20
@@ -453,7 +453,8 @@ class ChunkStore:
     def _read_pack(self, pack: str, offset: int, length: int) -> View:
         source = self._packs.find(pack)
         if source is not None:
-            return source.read(offset, length)
+            with contextlib.suppress(ObjectNotFound):  # sealed since, and sent away
+                return source.read(offset, length)
         return self._objects.read(pack_key(pack), offset, length)
 
     def _read_pack_resident(self, pack: str, offset: int, length: int) -> View | None:
@@ -504,6 +505,10 @@ class ChunkStore:
 
     def _secure_now(self) -> None:
         self._packs.seal_all()
+        # Here, where nobody waits but for a bucket: registering a pack waits for the disk. If there
+        # is no room for one, whoever writes next is told.
+        with contextlib.suppress(EngineError):
+            self._packs.open_ahead()
         with self._lock:
             borrowed = set(self._unsecured)
         near = {pack for pack in borrowed if self._objects.is_waiting(pack_key(pack))}

@@ -47,6 +47,8 @@ SMALL_BYTES = 8 << 20
 SMALL_PACKS = 16
 """Where packs live in a bucket, so many that are smaller than that are made into larger ones: each
 fsync leaves one."""
+SMALL_ONLY = 2.0
+"""As the share that must be dead: leave alone what is not small."""
 OPEN_BYTES = 4 << 20
 """A pack that is being written is closed for this only if it is at least so large."""
 WAIT_S = 30.0

@@ -231,12 +231,14 @@ def test_while_the_bucket_hangs_the_cache_is_read_and_the_rest_fails_at_once(wor
     content = os.urandom(3 * MIB)
     world.bucket.put(KEY, content)
     world.bucket.put("packs/other.pack", content)
-    assert objects.read(KEY, 0, 3 * MIB) == content
+    for block in (2, 1, 0):  # backwards: nothing is fetched ahead
+        assert objects.read(KEY, block * MIB, MIB) == content[block * MIB : (block + 1) * MIB]
+    world.bucket.asked.clear()
     world.bucket.failure = hung
     for _ in range(5):
         with pytest.raises(errors.StoreHung):
             objects.read("packs/other.pack", 0, 100)
-    assert world.bucket.asked.count("read 0+1") == 1
+    assert world.bucket.asked == ["read 0+1"]
     assert objects.read(KEY, MIB, 100) == content[MIB : MIB + 100]
     assert objects.figures()["bucket_silent_s"] >= 1
 
@@ -330,7 +332,7 @@ def test_two_processes_do_not_send_the_same_file(world: World) -> None:
     other.put_file(KEY, world.root / KEY)
     world.bucket.holds.set()
     objects.secure()
-    wait_until(lambda: not other.is_sending(KEY), "the other's turn")
+    other.drain()
     assert world.bucket.asked.count("put") == 1
     assert world.sent() == b"content"
 

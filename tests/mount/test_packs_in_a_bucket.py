@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -405,3 +408,68 @@ def test_the_metadata_goes_to_the_bucket_now_and_then(mount: BucketMount) -> Non
         head = 4 + number
         wait_until(lambda: json.loads(latest.read_bytes())["head"] == head, "copying")  # noqa: B023
     wait_until(lambda: len(list((mount.bucket / "meta").glob("*.zst"))) == 3, "tidying up")
+
+
+def test_fsync_waits_for_content_that_another_mount_has_not_sent(
+    mount: BucketMount, tmp_path: Path
+) -> None:
+    """Equal content is stored once, by whoever wrote it first."""
+    content = os.urandom(200_000)
+    (mount.path / "first").write_bytes(content)
+    other = tmp_path / "other"
+    other.mkdir()
+    mount.ctl("--store", str(mount.store), "mount", "--no-restart", str(other))
+    try:
+        assert mount.sent() == {}
+        with (other / "second").open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        assert sum(mount.sent().values()) >= len(content)
+    finally:
+        mount.ctl("umount", str(other))
+
+
+def test_what_was_fsynced_survives_the_loss_of_everything_but_metadata_and_bucket(
+    mount: BucketMount, tmp_path: Path, seed: int
+) -> None:
+    """kill -9 at any moment, and then the packs and the cache of this machine are gone."""
+    chance = random.Random(seed)
+    manifest = tmp_path / "manifest"
+    mount.expected_log += ["took over from process", "did not reach the disk", "cannot be finished"]
+    for round_ in range(2):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, mount.path, manifest, str(round_)],
+            stderr=subprocess.DEVNULL,
+        )
+        promised = chance.randint(3, 12)
+        wait_until(lambda: len(_lines(manifest)) >= promised * (round_ + 1), "writing")  # noqa: B023
+        mount.kill()
+        writer.wait(TIMEOUT_S)
+        for path in [*(mount.store / "packs").iterdir(), *(mount.store / "cache").iterdir()]:
+            path.unlink()
+        mount.mount()
+        for line in _lines(manifest):
+            name, digest = line.split()
+            assert sha256((mount.path / name).read_bytes()).hexdigest() == digest
+
+
+WRITER = """
+import hashlib, os, pathlib, random, sys
+top, manifest, round_ = sys.argv[1:]
+for number in range(10000):
+    name, content = f"{round_}-{number}", random.randbytes(random.randint(1, 200_000))
+    fd = os.open(f"{top}/{name}", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, content[:1000])
+    os.fsync(fd)
+    os.write(fd, content[1000:])
+    os.fsync(fd)
+    os.close(fd)
+    with open(manifest, "a") as file:
+        file.write(f"{name} {hashlib.sha256(content).hexdigest()}\\n")
+"""
+
+
+def _lines(manifest: Path) -> list[str]:
+    text = manifest.read_text() if manifest.exists() else ""
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
