@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.backends.remote import Limits, RemoteObjectStore
 from nexus_engine.backends.retrying import DEADLINE_S
 from nexus_engine.backends.urls import open_bucket, parse
+from nexus_engine.cas.pack import PACK_HEADER_SIZE, pack_key
 from nexus_engine.config import StoreConfig
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
@@ -83,6 +84,24 @@ def open_objects(
         ),
         press=press,
     )
+
+
+def send_orphans(path: Path, objects: ObjectStore, reader: Reader, own: Container[str]) -> None:
+    """Have what processes that are gone left on this disk sent to where it is to stay.
+
+    Args:
+        own: Packs of this process, which it sends itself.
+    """
+    for file in (path / "packs").glob("*.pack"):
+        # Without a row, it is fsck's to report; with an owner, his to send, or recovery's.
+        if file.stem in own or not reader.is_sealed(file.stem):
+            continue
+        try:
+            if file.stat().st_size > PACK_HEADER_SIZE:
+                objects.put_file(pack_key(file.stem), file)
+        except (FileNotFoundError, errors.ObjectStoreFailed):
+            if file.exists():  # else somebody has just sent it
+                raise
 
 
 def move_in(database: Database, url: str) -> None:

@@ -23,7 +23,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from nexus_engine import errors
 from nexus_engine.backends.base import ObjectStore
-from nexus_engine.cas.pack import PACK_HEADER_SIZE, pack_key
 from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
 from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
@@ -33,7 +32,7 @@ from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import claim, describe, living, synced_by_others
-from nexus_engine.placing import find_packs_url, limit_s, move_in, open_objects
+from nexus_engine.placing import find_packs_url, limit_s, move_in, open_objects, send_orphans
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve
 from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
@@ -246,12 +245,7 @@ class Store:
         """Have the bucket get what processes that are gone left on this disk; from any thread."""
         own = {pack.pack for pack in self.chunks.packs_written()}
         with self._lent_reader() as reader:
-            for path in (self.path / "packs").glob("*.pack"):
-                if path.stem in own:
-                    continue
-                # Without a row, it is fsck's to report; with an owner, his to send, or recovery's.
-                if reader.is_sealed(path.stem) and path.stat().st_size > PACK_HEADER_SIZE:
-                    self.objects.put_file(pack_key(path.stem), path)
+            send_orphans(self.path, self.objects, reader, own)
 
     def _rely_on_others(self, ino: Ino) -> None:
         synced = synced_by_others(self.peers, self.owner)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from nexus_engine import errors
-from nexus_engine.backends.block_cache import BLOCK_BYTES
+from nexus_engine.backends.cache_files import BLOCK_BYTES
 
 AHEAD_MAX = 16
 """Blocks that are fetched before anybody asks for them, at most."""

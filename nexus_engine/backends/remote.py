@@ -12,13 +12,11 @@ object. Whoever sends or deletes one holds an ``flock`` on the file.
 
 from __future__ import annotations
 
-import fcntl
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,15 +24,14 @@ from urllib.parse import quote
 
 from nexus_engine import errors
 from nexus_engine.backends.base import View
-from nexus_engine.backends.block_cache import BLOCK_BYTES, BlockCache
-from nexus_engine.backends.bucket import Bucket, ObjectInfo
+from nexus_engine.backends.block_cache import BlockCache
+from nexus_engine.backends.cache_files import BLOCK_BYTES
 from nexus_engine.backends.fetching import Fetcher
 from nexus_engine.backends.files import translate
 from nexus_engine.backends.home import MARK_KEY, Home
 from nexus_engine.backends.local import LocalObjectStore
+from nexus_engine.backends.sending import is_still, locked, put_pack
 from nexus_engine.backends.spool import Spool
-
-log = logging.getLogger(__name__)
 
 CACHE_NAME = "cache"
 _NO_OBJECTS = (f"{CACHE_NAME}/", "meta/", MARK_KEY)
@@ -42,7 +39,6 @@ _STORED_BYTES = 8 << 20
 """Read at once where what is read comes one after the other, and not from the cache."""
 _MARK_AGE_S = 60.0
 """So long the prefix may have been another's before packs stop going there."""
-_LOCK_POLL_S = 0.05
 _OTHERS_POLL_S = 0.1
 _ELSEWHERE_S = 600.0
 """How long somebody else may be sending what is to be deleted."""
@@ -228,7 +224,7 @@ class RemoteObjectStore:
     def delete(self, key: str) -> None:
         self._home.require_mark()
         self._spool.forget(key)
-        with _locked(self._root / key, _ELSEWHERE_S):
+        with locked(self._root / key, _ELSEWHERE_S):
             self._local.delete(key)
             self._fetcher.forget(key)
             self._cache.forget(_name(key))
@@ -238,15 +234,15 @@ class RemoteObjectStore:
 
     def _send(self, key: str, path: Path) -> None:
         """Bring a file to the bucket; it becomes cache. In a thread of the spool."""
-        with _locked(path, 0) as fd:
+        with locked(path, 0) as fd:
             if fd is None:
                 return  # another process sent it, or it was deleted
             self._home.require_mark(within_s=_MARK_AGE_S)
             conditional = self._home.is_conditional()
-            put = partial(_put, key=key, path=path, conditional=conditional)
+            put = partial(put_pack, key=key, path=path, conditional=conditional)
             if self._home.ask(put):
                 self._cache.forget(_name(key))  # copies of what was there before
-            if not _is_still(path, fd):
+            if not is_still(path, fd):
                 if path.exists():
                     raise errors.ObjectStoreFailed(f"{path} was replaced while it was being sent")
                 return
@@ -273,77 +269,6 @@ class RemoteObjectStore:
         self._local.close()
         self._cache.close()
         self._home.close()
-
-
-def _put(bucket: Bucket, *, key: str, path: Path, conditional: bool) -> bool:
-    """Store a pack where there is none; return whether it took another's place.
-
-    Its name is 128 random bits, so that what is there already is ours: from an attempt that came to
-    its end unnoticed, or a pack that decayed and of which somebody put a good copy into the spool.
-    """
-    if conditional:
-        with suppress(errors.ObjectChanged):
-            bucket.put(key, path, if_absent=True)
-            return False
-    try:
-        there = bucket.stat(key)
-    except errors.ObjectNotFound:
-        bucket.put(key, path)
-        return False
-    if _is_same(bucket, key, path, there):
-        return False
-    log.warning("%s had other bytes under %s: they are replaced", bucket.url, key)
-    bucket.put(key, path, if_match=there.etag if conditional else "")
-    return True
-
-
-def _is_same(bucket: Bucket, key: str, path: Path, there: ObjectInfo) -> bool:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size != there.size:
-            return False
-        at = 0
-        while piece := file.read(_STORED_BYTES):
-            if bucket.read(key, at, len(piece)) != piece:
-                return False
-            at += len(piece)
-    return True
-
-
-@contextmanager
-def _locked(path: Path, limit_s: float) -> Iterator[int | None]:
-    """Keep others from sending or deleting a file; yields its descriptor if it is there.
-
-    Raises:
-        StoreBusy: Somebody else is at it, and for longer than may be waited for.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        yield None
-        return
-    except OSError as error:
-        raise translate(error, f"open {path}") from error
-    try:
-        deadline_s = time.monotonic() + limit_s
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline_s:
-                    raise errors.StoreBusy(f"another process is sending {path.name}") from None
-                time.sleep(_LOCK_POLL_S)
-        yield fd if _is_still(path, fd) else None
-    finally:
-        os.close(fd)
-
-
-def _is_still(path: Path, fd: int) -> bool:
-    """Tell whether a path names the file that was opened."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(fd))
-    except FileNotFoundError:
-        return False
 
 
 def _blocks(offset: int, length: int) -> Iterator[tuple[int, int, int]]:

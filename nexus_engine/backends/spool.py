@@ -189,7 +189,7 @@ class Spool:
             self._note(item, error)  # after a bug, too: somebody may wait for it
 
     def _take(self) -> _Item | None:
-        """Return the next file to send, when it is time; ``None`` if there is none: the thread ends."""
+        """Return the next file to send, when it is time; ``None`` for the thread to end."""
         with self._changed:
             while True:
                 idle = [item for item in self._items.values() if not item.under_way]

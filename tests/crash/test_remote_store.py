@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nexus_engine import errors
-from nexus_engine.backends.block_cache import BLOCK_BYTES
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
+from nexus_engine.backends.cache_files import BLOCK_BYTES
 from nexus_engine.backends.directory import DirectoryBucket
 from nexus_engine.backends.home import MARK_KEY, Home, Mark, claim_prefix
 from nexus_engine.backends.remote import Limits, RemoteObjectStore

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nexus_engine.backends.block_cache import BLOCK_BYTES, BlockCache
+from nexus_engine.backends.block_cache import BlockCache
+from nexus_engine.backends.cache_files import BLOCK_BYTES
 
 NAME = "0123456789abcdef"
 
@@ -26,7 +27,7 @@ def whole(cache: BlockCache, tmp_path: Path, content: bytes, name: str = NAME) -
 
 def again(cache: BlockCache, limit_bytes: int = 4 * BLOCK_BYTES) -> BlockCache:
     """Return the cache as the next process finds it."""
-    return BlockCache(cache._directory, limit_bytes)
+    return BlockCache(cache._files.directory, limit_bytes)
 
 
 def test_a_block_is_read_as_it_was_put(cache: BlockCache) -> None:
@@ -61,17 +62,17 @@ def test_after_a_restart_what_decayed_is_dropped(
     cache: BlockCache, tmp_path: Path, index: int
 ) -> None:
     whole(cache, tmp_path, os.urandom(BLOCK_BYTES + 100))
-    flip(next(cache._directory.glob("*.pack")), index * BLOCK_BYTES + 10)
+    flip(next(cache._files.directory.glob("*.pack")), index * BLOCK_BYTES + 10)
     found = again(cache)
     assert found.read_resident(NAME, index, 0, 50) is None
     assert found.read(NAME, index, 0, 50) is None
     assert found.used_bytes == 0
-    assert list(cache._directory.iterdir()) == []
+    assert list(cache._files.directory.iterdir()) == []
 
 
 def test_a_block_that_decayed_is_dropped(cache: BlockCache) -> None:
     cache.put(NAME, 3, os.urandom(1000))
-    flip(next(cache._directory.iterdir()), 10)
+    flip(next(cache._files.directory.iterdir()), 10)
     assert again(cache).read(NAME, 3, 0, 50) is None
 
 
@@ -81,7 +82,7 @@ def test_copies_without_their_checksums_are_not_used(
 ) -> None:
     """As a power loss leaves them: nothing of it was synced."""
     whole(cache, tmp_path, os.urandom(BLOCK_BYTES + 100))
-    next(cache._directory.glob("*.sums")).write_bytes(sums)
+    next(cache._files.directory.glob("*.sums")).write_bytes(sums)
     assert again(cache).read(NAME, 0, 0, 50) is None
 
 
@@ -92,20 +93,20 @@ def test_what_was_not_read_for_longest_goes_first(cache: BlockCache) -> None:
     cache.put(NAME, 4, bytes(BLOCK_BYTES))
     assert [cache.has(NAME, index) for index in range(5)] == [True, False, True, True, True]
     assert cache.used_bytes == 4 * BLOCK_BYTES
-    assert len(list(cache._directory.iterdir())) == 4
+    assert len(list(cache._files.directory.iterdir())) == 4
 
 
 def test_an_object_larger_than_the_cache_is_let_go(cache: BlockCache, tmp_path: Path) -> None:
     whole(cache, tmp_path, bytes(5 * BLOCK_BYTES))
     assert cache.read(NAME, 0, 0, 1) is None
-    assert list(cache._directory.iterdir()) == []
+    assert list(cache._files.directory.iterdir()) == []
 
 
 def test_a_smaller_limit_holds_from_the_next_start_on(cache: BlockCache) -> None:
     for index in range(4):
         cache.put(NAME, index, bytes(BLOCK_BYTES))
     assert again(cache, BLOCK_BYTES).used_bytes == BLOCK_BYTES
-    assert len(list(cache._directory.iterdir())) == 1
+    assert len(list(cache._files.directory.iterdir())) == 1
 
 
 def test_what_is_forgotten_is_gone_from_the_disk_whoever_put_it(
@@ -117,7 +118,7 @@ def test_what_is_forgotten_is_gone_from_the_disk_whoever_put_it(
     other.put("block", 3, b"block")
     assert cache.forget(NAME)
     assert cache.forget("block")
-    assert list(cache._directory.iterdir()) == []
+    assert list(cache._files.directory.iterdir()) == []
     assert other.read(NAME, 0, 0, 5) is None
     assert other.read("block", 3, 0, 5) is None
     assert not cache.forget(NAME)
@@ -128,14 +129,14 @@ def test_the_limit_holds_for_several_processes_together(cache: BlockCache) -> No
     for index in range(8):
         cache.put("mine", index, bytes(BLOCK_BYTES))
         other.put("others", index, bytes(BLOCK_BYTES))
-    assert len(list(cache._directory.iterdir())) <= 5
+    assert len(list(cache._files.directory.iterdir())) <= 5
 
 
 def test_what_is_none_of_ours_is_left_alone(cache: BlockCache) -> None:
     for name in ("README", "a.b.c", "x.pack", "half.new"):
-        (cache._directory / name).write_bytes(b"?")
+        (cache._files.directory / name).write_bytes(b"?")
     assert again(cache).used_bytes == 0
-    assert len(list(cache._directory.iterdir())) == 4
+    assert len(list(cache._files.directory.iterdir())) == 4
 
 
 def test_where_nothing_can_be_written_nothing_is_kept(tmp_path: Path) -> None:
