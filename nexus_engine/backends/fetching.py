@@ -11,7 +11,6 @@ from nexus_engine import errors
 from nexus_engine.backends.cache_files import BLOCK_BYTES
 
 AHEAD_MAX = 16
-"""Blocks that are fetched before anybody asks for them, at most."""
 _AHEAD_THREADS = 2
 _READERS = 64
 """Objects of which it is known how they are read."""
@@ -27,9 +26,9 @@ class _Flight:
         self.content = memoryview(b"")
         self.error: errors.EngineError | None = errors.ObjectStoreFailed("it was not fetched")
 
-    def block(self, index: int) -> bytes:
+    def blocks(self, index: int, last: int) -> memoryview:
         start = (index - self.first) * BLOCK_BYTES
-        return bytes(self.content[start : start + BLOCK_BYTES])
+        return self.content[start : start + (last - index + 1) * BLOCK_BYTES]
 
 
 class _Reader:
@@ -52,6 +51,7 @@ class Fetcher:
             than a deadline of its own.
         has: Whether a block (key, index) need not be fetched.
         keep: Told each block that was.
+        ahead_max: How many blocks to fetch before anybody asks for them, at most.
     """
 
     def __init__(
@@ -60,7 +60,9 @@ class Fetcher:
         *,
         has: Callable[[str, int], bool],
         keep: Callable[[str, int, bytes], None],
+        ahead_max: int = AHEAD_MAX,
     ) -> None:
+        self._ahead_max = ahead_max
         self._get = get
         self._has = has
         self._keep = keep
@@ -83,7 +85,7 @@ class Fetcher:
             self._readers.move_to_end(key)
             reader.run = reader.run + 1 if index == reader.index + 1 else 0
             reader.index = index
-            window = min(2**reader.run, AHEAD_MAX) if reader.run else 0
+            window = min(2**reader.run, self._ahead_max) if reader.run else 0
             first = max(reader.ahead, index + 1) if reader.run else index + 1
             last = index + window
             if reader.end is not None:
@@ -100,11 +102,11 @@ class Fetcher:
             target=self._fly_ahead, args=(key, flight), name="read-ahead", daemon=True
         ).start()
 
-    def block(self, key: str, index: int, last: int) -> bytes:
-        """Return a block, empty if the object ends before it.
+    def blocks(self, key: str, index: int, last: int) -> memoryview:
+        """Return a block, and of those after it what comes with it; empty if the object ends there.
 
         Args:
-            last: The last one of those that are wanted next.
+            last: The last block that is wanted.
 
         Raises:
             ObjectNotFound, BackendError: As ``get``.
@@ -115,13 +117,13 @@ class Fetcher:
                 own = self._claim(key, index, last) if flight is None else None
             if own is not None:
                 self._fly(key, own)
-                return own.block(index)
+                return own.blocks(index, last)
             if flight is None:
                 # Somebody has just brought it, and it may be gone again.
-                return self._get(key, index * BLOCK_BYTES, BLOCK_BYTES)
+                return memoryview(self._get(key, index * BLOCK_BYTES, BLOCK_BYTES))
             flight.done.wait()
             if flight.error is None:
-                return flight.block(index)
+                return flight.blocks(index, last)
             # Somebody else's attempt, perhaps begun long ago, failed: an own one says why.
 
     def forget(self, key: str) -> None:
@@ -150,7 +152,7 @@ class Fetcher:
             flight.content = memoryview(content)
             end = flight.first + -(-len(content) // BLOCK_BYTES)
             for index in range(flight.first, end):
-                self._keep(key, index, flight.block(index))
+                self._keep(key, index, bytes(flight.blocks(index, index)))
             if end < flight.first + flight.count:
                 self._note_end(key, end)
             flight.error = None

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MARK_KEY = "nexus-store.json"
 _MARK_MAX = 4096
+_CONDITIONS = Capability.CONDITIONAL_PUT | Capability.CONDITIONAL_PARTS
 _SILENCE_S = 5.0
 _TRY_S = 2.0
 """Between two attempts at a bucket that does not answer."""
@@ -104,7 +105,7 @@ class Home:
             self.ask(self._confirm)
 
     def is_conditional(self) -> bool:
-        """Tell whether the server keeps the conditions of a put; asks it once.
+        """Tell whether the server keeps the conditions of every put; asks it once.
 
         Raises:
             EngineError: As `ask`.
@@ -117,7 +118,7 @@ class Home:
                     " pack is there; a second store on the same prefix might go unnoticed",
                     self.url,
                 )
-        return Capability.CONDITIONAL_PUT in self._capabilities
+        return _CONDITIONS in self._capabilities
 
     def figures(self) -> dict[str, int]:
         silent_s = self._silent_s

@@ -26,7 +26,7 @@ from nexus_engine import errors
 from nexus_engine.backends.base import View
 from nexus_engine.backends.block_cache import BlockCache
 from nexus_engine.backends.cache_files import BLOCK_BYTES
-from nexus_engine.backends.fetching import Fetcher
+from nexus_engine.backends.fetching import AHEAD_MAX, Fetcher
 from nexus_engine.backends.files import translate
 from nexus_engine.backends.home import MARK_KEY, Home
 from nexus_engine.backends.local import LocalObjectStore
@@ -86,6 +86,7 @@ class RemoteObjectStore:
             lambda key, offset, length: home.ask(lambda b: b.read(key, offset, length)),
             has=lambda key, index: self._cache.has(_name(key), index),
             keep=lambda key, index, content: self._cache.put(_name(key), index, content),
+            ahead_max=min(AHEAD_MAX, limits.cache_bytes // BLOCK_BYTES // 4),
         )
         self._away: set[str] = set()
         """Objects that were not in the spool when it was last looked at."""
@@ -120,16 +121,22 @@ class RemoteObjectStore:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _read_far(self, key: str, offset: int, length: int) -> View:
-        name, last = _name(key), (offset + length - 1) // BLOCK_BYTES
+        name, end = _name(key), offset + length
         parts: list[View] = []
-        for index, start, stop in _blocks(offset, length):
+        while offset < end:
+            index, start = divmod(offset, BLOCK_BYTES)
             self._fetcher.note_read(key, index)
-            part = self._cache.read(name, index, start, stop - start)
+            wanted = min(BLOCK_BYTES - start, end - offset)
+            part = self._cache.read(name, index, start, wanted)
             if part is None:
-                part = memoryview(self._fetcher.block(key, index, last))[start:stop]
+                # It may bring the blocks after it as well.
+                found = self._fetcher.blocks(key, index, (end - 1) // BLOCK_BYTES)
+                wanted = min(max(len(found), BLOCK_BYTES) - start, end - offset)
+                part = memoryview(found)[start : start + wanted]
             parts.append(part)
-            if len(part) < stop - start:
+            if len(part) < wanted:
                 break
+            offset += wanted
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_stored(self, key: str, offset: int, length: int) -> View:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nexus_engine import errors
 from nexus_engine.backends.bucket import Bucket, ObjectInfo
+from nexus_engine.backends.content import opened
 from nexus_engine.backends.files import translate
 
 log = logging.getLogger(__name__)
@@ -43,14 +44,13 @@ def put_pack(bucket: Bucket, *, key: str, path: Path, conditional: bool) -> bool
 
 
 def _is_same(bucket: Bucket, key: str, path: Path, there: ObjectInfo) -> bool:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size != there.size:
+    with opened(path) as content:
+        if content.size != there.size:
             return False
-        at = 0
-        while piece := file.read(_PIECE):
+        for at in range(0, content.size, _PIECE):
+            piece = content.read(at, min(_PIECE, content.size - at))
             if bucket.read(key, at, len(piece)) != piece:
                 return False
-            at += len(piece)
     return True
 
 

@@ -72,6 +72,11 @@ class Proxy:
         with self._lock:
             self._rules.append(Rule(fault, pattern, skip, times, named))
 
+    def mend(self) -> None:
+        """Let everything through from now on."""
+        with self._lock:
+            self._rules.clear()
+
     def count(self, pattern: str = "") -> int:
         """Return how many requests came that match."""
         return sum(bool(re.search(pattern, request)) for request in self.requests)
