@@ -161,7 +161,6 @@ class Services:
             await anyio.sleep_forever()
         while True:
             await anyio.sleep(interval_s)
-            self._store.settle()
             await self._beside("the copy of the metadata", lambda _, store: put_metadata(store))
 
     async def run_retention(self) -> None:

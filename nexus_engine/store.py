@@ -107,6 +107,7 @@ class Store:
             find_reusable=self._find_reusable_chunks,
             on_new_pack=self._add_pack,
             before_waiting=self._let_others_write,
+            before_securing=self.send_orphans,
             close_others=self._close_others,
             cache_bytes=config.chunk_cache_mib * _MIB,
         )
@@ -223,7 +224,7 @@ class Store:
         self._lock.note_synced(head)
 
     def secure(self, packs: Iterable[str] = ()) -> None:
-        """Have all content stored so far where it is to stay, such as in a bucket; from any thread.
+        """Have the bucket, if packs live in one, get all content stored so far; from any thread.
 
         Args:
             packs: These as well, whoever writes them.
@@ -231,7 +232,8 @@ class Store:
         Raises:
             StoreHung, ObjectStoreFailed: It is not there yet.
         """
-        self.chunks.secure(packs)
+        if self.packs_url is not None:
+            self.chunks.secure(packs)
 
     def drain(self) -> None:
         """Wait until everything is in the bucket; from any thread. Goes on while that gets on.

@@ -68,6 +68,8 @@ class ChunkStore:
         on_new_pack: Called with the id of a pack before the first append to it, so that it
             can be registered. If it raises, so does the `put`.
         before_waiting: Called before a thread waits for what another one is storing.
+        before_securing: Called before `secure` waits, to have the object store take over what
+            processes that are gone left: whoever wrote what, it is covered.
         close_others: Called with packs that other processes write and `secure` waits for: these are
             to be finished soon.
         find_reusable: Likewise for what is to be stored, many at a time: leaves out packs that gc
@@ -84,6 +86,7 @@ class ChunkStore:
         *,
         on_new_pack: Callable[[str], None],
         before_waiting: Callable[[], None] = lambda: None,
+        before_securing: Callable[[], None] = lambda: None,
         close_others: Callable[[Collection[str]], None] = lambda _: None,
         find_reusable: Callable[[Sequence[Digest]], Mapping[Digest, Location]] | None = None,
         cache_bytes: int = 64 << 20,
@@ -93,6 +96,7 @@ class ChunkStore:
         self._find = find
         self._find_reusable = find_reusable or self._find_each
         self._before_waiting = before_waiting
+        self._before_securing = before_securing
         self._close_others = close_others
         self._packs = OwnPacks(objects, packs_directory, on_new_pack, new_id)
         self._cache = ChunkCache(cache_bytes)
@@ -509,6 +513,7 @@ class ChunkStore:
         # is no room for one, whoever writes next is told.
         with contextlib.suppress(EngineError):
             self._packs.open_ahead()
+        self._before_securing()
         with self._lock:
             borrowed = set(self._unsecured)
         near = {pack for pack in borrowed if self._objects.is_waiting(pack_key(pack))}

@@ -245,6 +245,21 @@ def test_umount_says_what_the_bucket_has_not_got_and_the_next_mount_sends_it(
     assert (mount.path / "file").read_bytes() == b"content" * 1000
 
 
+def test_fsync_covers_what_a_daemon_that_was_killed_had_written(mount: BucketMount) -> None:
+    """POSIX: fsync is of the file, whoever wrote to it, and when."""
+    mount.expected_log += ["cannot be used", "took over from process"]
+    away = mount.bucket.with_name("away")
+    mount.bucket.rename(away)
+    (mount.path / "file").write_bytes(b"content" * 1000)
+    mount.kill()
+    away.rename(mount.bucket)
+    mount.mount()
+    with (mount.path / "file").open("rb") as file:
+        os.fsync(file.fileno())
+        assert mount.unsent() == {}
+    assert len(mount.sent()) == 1
+
+
 def test_what_a_killed_daemon_could_not_send_is_sent_later(mount: BucketMount) -> None:
     mount.expected_log += ["cannot be used", "waits in the store's packs", "took over from process"]
     away = mount.bucket.with_name("away")
