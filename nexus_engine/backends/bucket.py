@@ -26,6 +26,8 @@ class Capability(enum.Flag):
     """`Bucket.read` can ask for an older ``etag`` than the newest."""
     ORDERED_LISTING = enum.auto()
     """`Bucket.iter_objects` goes by the keys, in UTF-8."""
+    CHANGE_FEED = enum.auto()
+    """It is a `ChangeFeed` too."""
 
 
 class ObjectInfo(NamedTuple):
@@ -34,7 +36,7 @@ class ObjectInfo(NamedTuple):
     key: str
     """Below the bucket's prefix."""
     size: int
-    """Bytes."""
+    """Bytes; -1 in a listing where the server knows it only once somebody reads."""
     etag: str
     """Differs when the content does; opaque, and of this server only."""
     mtime_ns: int
@@ -125,4 +127,16 @@ class Bucket(Protocol):
 
     def close(self) -> None:
         """Let go of connections."""
+        ...
+
+
+class ChangeFeed(Protocol):
+    """What some buckets have besides: they tell whether a listing could bring news."""
+
+    def changes_end(self) -> str:
+        """Return the position after all changes so far; opaque."""
+        ...
+
+    def changed_since(self, position: str) -> tuple[bool, str]:
+        """Tell whether anything may have changed after a position, and return the next one."""
         ...

@@ -14,7 +14,8 @@ from pathlib import Path
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
 from nexus_engine.backends.content import opened
 from nexus_engine.backends.files import OpenFile, sync_directory, translate
-from nexus_engine.backends.keys import order_of, select
+from nexus_engine.backends.keys import order_of
+from nexus_engine.backends.trees import walk
 from nexus_engine.backends.urls import BucketUrl
 from nexus_engine.errors import (
     InvalidArgument,
@@ -61,7 +62,7 @@ class DirectoryBucket:
         self._identity = self._find_identity()
 
     def probe(self) -> Capability:
-        return ~Capability.VERSIONS
+        return ~(Capability.VERSIONS | Capability.CHANGE_FEED)
 
     def read(self, key: str, offset: int, length: int, *, etag: str = "") -> bytes:
         path = self._path(key)
@@ -126,47 +127,25 @@ class DirectoryBucket:
         self, prefix: str = "", *, start_after: str = "", delimiter: str = ""
     ) -> Iterator[ObjectInfo | str]:
         self._require_root()
-        folder = "".join(prefix.rpartition("/")[:2])
         with _explained(f"list {prefix or self.url}"):
-            items = self._iter_below(folder, prefix, start_after, delimiter)
-            yield from select(items, prefix, start_after)
+            yield from walk(self._children, prefix, start_after, delimiter)
 
     def close(self) -> None:
         """Nothing is kept open."""
 
-    def _iter_below(
-        self, folder: str, prefix: str, start_after: str, delimiter: str
-    ) -> Iterator[ObjectInfo | str]:
-        for key in self._sorted_names(folder):
-            comparable = key[: len(prefix)] if len(key) > len(prefix) else key
-            if not prefix.startswith(comparable) or key.endswith(f"{_OWN}/"):
-                continue
-            if not key.endswith("/"):
-                if key.startswith(prefix) and (info := self._find(key)):
-                    yield from _grouped(info, prefix, delimiter)
-                continue
-            if order_of(key) <= order_of(start_after) and not start_after.startswith(key):
-                continue  # all that is in it comes before
-            below = self._iter_below(key, prefix, start_after, delimiter)
-            if delimiter == "/" and len(key) > len(prefix):
-                # One is enough to know that it is not empty.
-                yield from (key for _ in zip(range(1), below, strict=False))
-            else:
-                yield from below
-
-    def _sorted_names(self, folder: str) -> list[str]:
-        """Return the keys of files and directories, these with a slash, in order of keys."""
+    def _children(self, folder: str) -> Iterator[ObjectInfo | str]:
         try:
             with os.scandir(self._root / folder) as entries:
-                keys = [
-                    f"{folder}{entry.name}{'/' if entry.is_dir(follow_symlinks=False) else ''}"
-                    for entry in entries
-                ]
+                for entry in entries:
+                    key = f"{folder}{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.name != _OWN:
+                            yield f"{key}/"
+                    elif info := self._find(key):
+                        yield info
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-            return []
-        return sorted(keys, key=order_of)
 
     def _find(self, key: str) -> ObjectInfo | None:
         try:
@@ -265,14 +244,6 @@ def _info(key: str, found: os.stat_result) -> ObjectInfo:
     if not stat.S_ISREG(found.st_mode):
         raise ObjectNotFound(f"{key} is no object: not a regular file")
     return ObjectInfo(key, found.st_size, _etag(found), found.st_mtime_ns)
-
-
-def _grouped(info: ObjectInfo, prefix: str, delimiter: str) -> Iterator[ObjectInfo | str]:
-    at = info.key.find(delimiter, len(prefix)) if delimiter else -1
-    if at < 0:
-        yield info
-    else:
-        yield info.key[: at + len(delimiter)]
 
 
 def _write(path: Path, content: bytes | Path) -> None:

@@ -24,8 +24,8 @@ from google.cloud import storage
 
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
 from nexus_engine.backends.content import Content, opened
-from nexus_engine.backends.gcs_errors import FAILURES, explain, status_of
-from nexus_engine.backends.gcs_upload import Upload
+from nexus_engine.backends.google_errors import FAILURES, explain, status_of
+from nexus_engine.backends.google_upload import Upload
 from nexus_engine.backends.keys import check_key, key_of, order_of, select
 from nexus_engine.backends.probing import probe
 from nexus_engine.backends.receiving import expect, receive

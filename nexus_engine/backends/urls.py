@@ -17,10 +17,11 @@ ENTRY_POINTS = "nexus.backends"
 """In this group, a package may name a function for a scheme: ``(BucketUrl) -> Bucket``."""
 _OPENERS = {
     "file": "nexus_engine.backends.directory:open_directory",
+    "gdrive": "nexus_engine.backends.gdrive:open_gdrive",
     "gs": "nexus_engine.backends.gcs:open_gcs",
     "s3": "nexus_engine.backends.s3:open_s3",
 }
-_EXTRAS = {"s3": "s3", "gs": "gcs"}
+_EXTRAS = {"gdrive": "gcs", "gs": "gcs", "s3": "s3"}
 """What to install where the SDK of a scheme is not there."""
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import boto3
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from google.api_core.exceptions import Conflict
 from google.cloud import storage
 
 from nexus_engine.backends.bucket import Bucket, Capability
 from nexus_engine.backends.urls import open_bucket
+from tests.backends.fake_drive import ACCOUNT, FakeDrive
 from tests.servers import Server
 
 BUCKET = "contract"
@@ -53,6 +57,7 @@ _CONDITIONAL = (
 )
 _DOTS = dict.fromkeys(("..", "a/../b", "./a", "a/."), Key.REFUSED)
 _NO_PATHS = dict.fromkeys(("a//b", "/a", "a/", "long"), Key.REFUSED) | _DOTS
+_FOLDERS = {key: kind for key, kind in _NO_PATHS.items() if key != "long"}
 _A_TREE = dict.fromkeys(("a//b", "/a", "a/", "a\\b"), Key.MERGED) | {"long": Key.REFUSED} | _DOTS
 
 PLACES = [
@@ -61,6 +66,7 @@ PLACES = [
     Place("rclone", _ORDERED, _NO_PATHS | {"a/": Key.MERGED, "long": Key.HALF}),
     Place("fake-gcs", _ORDERED | Capability.CONDITIONAL_PUT, {}),
     Place("google", _ORDERED | _CONDITIONAL, {}),
+    Place("fake-drive", _ORDERED | Capability.VERSIONS | Capability.CHANGE_FEED, _FOLDERS),
     Place("aws", _ORDERED | _CONDITIONAL, {}),
     Place("other", Capability(0), {}),  # what it says that it can do
 ]
@@ -88,6 +94,9 @@ def url(
     if place.name in LIVE:
         head, _, query = os.environ[LIVE[place.name]].partition("?")
         return f"{head.rstrip('/')}/{uuid.uuid4().hex}?{query}"
+    if place.name == "fake-drive":
+        drive: FakeDrive = request.getfixturevalue("fake_drive")
+        return f"gdrive://{drive.root}/{uuid.uuid4().hex}?endpoint={drive.endpoint}"
     server: Server = request.getfixturevalue(_FIXTURES[place.name])
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
@@ -96,6 +105,35 @@ def url(
         return f"gs://{BUCKET}/{uuid.uuid4().hex}"
     make_s3_bucket(server)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}?endpoint={server.endpoint}"
+
+
+@pytest.fixture(scope="session")
+def account_key() -> str:
+    """Return a private key, such as Google makes for a service account."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode()
+
+
+@pytest.fixture
+def fake_drive(
+    account_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeDrive]:
+    """Yield a Drive that is empty, with an account that google-auth finds."""
+    with FakeDrive().running() as drive:
+        account = {
+            "type": "service_account", "project_id": "tests", "private_key_id": "1",
+            "private_key": account_key, "client_email": ACCOUNT,
+            "token_uri": f"{drive.endpoint}/token",
+            # Not Google's: then the account signs for itself, and nothing is asked for outside.
+            "universe_domain": "tests.example",
+        }  # fmt: skip
+        (tmp_path / "account.json").write_text(json.dumps(account))
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
+        yield drive
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._reply(status, headers, body, fault)
 
-    do_DELETE = do_GET = do_HEAD = do_POST = do_PUT = handle_any
+    do_DELETE = do_GET = do_HEAD = do_PATCH = do_POST = do_PUT = handle_any
 
     def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(self.proxy.upstream, timeout=60)

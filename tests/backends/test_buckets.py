@@ -38,7 +38,7 @@ def conditional(place: Place, request: pytest.FixtureRequest) -> None:
     """What the test says of conditional puts is not so where the server has none."""
     if Capability.CONDITIONAL_PUT not in place.capabilities:
         reason = f"{place.name} ignores conditions, and `probe` finds that out"
-        failed = (AssertionError, pytest.fail.Exception)
+        failed = (AssertionError, pytest.fail.Exception, NotSupported)
         request.applymarker(pytest.mark.xfail(strict=True, raises=failed, reason=reason))
 
 
@@ -99,13 +99,16 @@ def test_an_object_that_is_not_there_is_said_to_be_missing(bucket: Bucket) -> No
     bucket.delete("none")
 
 
-def test_a_put_replaces_the_whole_object(bucket: Bucket) -> None:
-    """Whoever reads the version that was there before is told."""
+def test_a_put_replaces_the_whole_object(bucket: Bucket, place: Place) -> None:
+    """Whoever reads the version that was there before gets that one, or is told."""
     old = bucket.put("a", CONTENT)
     new = bucket.put("a", b"short")
     assert old.etag != new.etag
     assert bucket.read("a", 0, 100) == b"short"
     assert bucket.read("a", 0, 100, etag=new.etag) == b"short"
+    if Capability.VERSIONS in place.capabilities:
+        assert bucket.read("a", 0, 1 << 20, etag=old.etag) == CONTENT
+        return
     for length in (100, 0):
         with pytest.raises(ObjectChanged):
             bucket.read("a", 0, length, etag=old.etag)
@@ -284,7 +287,9 @@ def test_a_listing_is_complete_and_in_order(
     bucket: Bucket, place: Place, open_again: Callable[[], Bucket]
 ) -> None:
     """Over several pages, from anywhere; UTF-8 decides where the server can."""
-    names = [*(f"d/{n:04}" for n in range(PAGE + 30)), "a", "d.x", "d/ä", "e/z"]
+    # Whoever has short pages gets by with fewer.
+    first = PAGE - 20 if place.name == "fake-drive" else 0
+    names = [*(f"d/{n:04}" for n in range(first, PAGE + 30)), "a", "d.x", "d/ä", "e/z"]
     keys = sorted((f"t/{name}" for name in names), key=str.encode)
     clients = [open_again() for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
@@ -295,14 +300,14 @@ def test_a_listing_is_complete_and_in_order(
     in_order = sorted(_keys(iter(listed)), key=str.encode)
     assert in_order == keys
     assert _keys(iter(listed)) == keys or Capability.ORDERED_LISTING not in place.capabilities
-    for info in (listed[0], listed[500], listed[-1]):
+    for info in (listed[0], listed[30], listed[-1]):
         assert isinstance(info, ObjectInfo)
         found = bucket.stat(info.key)
         assert (info.size, info.etag) == (found.size, found.etag)
         assert abs(info.mtime_ns - found.mtime_ns) < 10**9
     assert _keys(bucket.iter_objects("t/d/")) == [key for key in keys if key.startswith("t/d/")]
-    assert _keys(bucket.iter_objects("t/d/000")) == [f"t/d/{n:04}" for n in range(10)]
-    assert _keys(bucket.iter_objects("nothing")) == []
+    assert _keys(bucket.iter_objects("t/d/102")) == [f"t/d/{n:04}" for n in range(1020, 1030)]
+    assert _keys(bucket.iter_objects("nothing")) == _keys(bucket.iter_objects("t/aa")) == []
     for key in ("t/d.x", "t/d/1001", "t/d/1001x"):
         after = [name for name in keys if name.encode() > key.encode()]
         assert sorted(_keys(bucket.iter_objects(start_after=key)), key=str.encode) == after

@@ -1,4 +1,4 @@
-"""A resumable upload to Google Cloud Storage, which goes on where it was cut."""
+"""A resumable upload to Cloud Storage or Drive, which goes on where it was cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What google-cloud-storage raises, in our own words."""
+"""What google-cloud-storage and google-auth raise, in our own words."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ FAILURES = (
 )  # fmt: skip
 
 _SILENT = (Timeout, SocketTimeoutError, TimeoutError)
+_PASSING_REASONS = frozenset(("rateLimitExceeded", "userRateLimitExceeded"))
+_FULL = frozenset(("storageQuotaExceeded", "teamDriveFileLimitExceeded"))
 _PASSING_STATUSES = frozenset((408, 429, 500, 502, 503, 504))
 
 
@@ -49,7 +51,8 @@ def explain(error: Exception, doing: str, url: str) -> EngineError | Again:
         doing: Completes "cannot …".
         url: The bucket's.
 
-    Source: HTTP status and error codes for JSON (Cloud Storage documentation).
+    Source: HTTP status and error codes for JSON (Cloud Storage documentation), Resolve errors
+    (Drive documentation).
     """
     cannot, said = f"cannot {doing} in {url}", " ".join(str(error).split())
     if isinstance(error, DefaultCredentialsError) or _is_final(error):
@@ -60,8 +63,10 @@ def explain(error: Exception, doing: str, url: str) -> EngineError | Again:
     if isinstance(error, _SILENT):
         return Again(StoreHung(f"{cannot}: no answer"))
     status = status_of(error)
-    if not status:
-        return Again(ObjectStoreFailed(f"{cannot}: {said}"))
+    if not status or _reasons(error) & _PASSING_REASONS:
+        return Again(ObjectStoreFailed(f"{cannot}: {said}"), after_s=_retry_after_s(error))
+    if _reasons(error) & _FULL:
+        return NoSpace(f"{cannot}: no space left at the server ({said})")
     if status in (401, 403):
         return StoreInaccessible(
             f"{cannot}: not allowed; look at the credentials and at their roles ({said})"
@@ -78,6 +83,13 @@ def explain(error: Exception, doing: str, url: str) -> EngineError | Again:
     if status in _PASSING_STATUSES:
         return Again(failed, after_s=_retry_after_s(error))
     return failed
+
+
+def _reasons(error: Exception) -> set[str]:
+    """Return what a 403 is for; of Drive, it may be the rate of requests."""
+    if not isinstance(error, GoogleAPICallError):
+        return set()
+    return {str(one["reason"]) for one in error.errors if isinstance(one, dict) and "reason" in one}
 
 
 def _is_final(error: Exception) -> bool:
