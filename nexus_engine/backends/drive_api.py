@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import requests
 from google.api_core.exceptions import from_http_response
@@ -14,11 +14,10 @@ from google.api_core.exceptions import from_http_response
 from nexus_engine.backends.content import Content
 from nexus_engine.backends.google_errors import FAILURES, explain, status_of
 from nexus_engine.backends.google_upload import Upload
-from nexus_engine.backends.receiving import expect, receive
-from nexus_engine.backends.retrying import Again, Attempt, Retrying
+from nexus_engine.backends.receiving import receive_answer
+from nexus_engine.backends.retrying import Again, Attempt, Retrying, Tries
 from nexus_engine.errors import BackendError, ObjectStoreFailed
 
-T = TypeVar("T")
 File = dict[str, Any]
 """A file, folder or document, with the fields of `FIELDS` as far as it has them."""
 
@@ -27,6 +26,7 @@ FIELDS = "id,name,mimeType,size,md5Checksum,headRevisionId,version,modifiedTime,
 _ANY = "application/octet-stream"
 _PAGE = 1000
 _IDS = 100
+_READ_MAX = 1 << 30
 _PIECE_BYTES = 16 << 20
 
 
@@ -46,8 +46,7 @@ class DriveApi:
     ) -> None:
         self._http = http
         self._endpoint = endpoint
-        self._url = url
-        self._retrying = retrying
+        self._try = Tries(retrying, FAILURES, explain, url)
         self._ids: list[str] = []
 
     def get(self, file_id: str) -> File:
@@ -56,7 +55,9 @@ class DriveApi:
         Raises:
             ObjectNotFound: there is none of this id.
         """
-        found: File = self._json("look up", "GET", f"/drive/v3/files/{file_id}", fields=FIELDS)
+        found: File = self._json(
+            "look up a file", "GET", f"/drive/v3/files/{file_id}", fields=FIELDS
+        )
         return found
 
     def iter_children(self, folder_id: str, names: Collection[str] | None = None) -> Iterator[File]:
@@ -69,7 +70,7 @@ class DriveApi:
             "includeItemsFromAllDrives": "true",
         }  # fmt: skip
         while True:
-            page = self._json("list", "GET", "/drive/v3/files", **wanted)
+            page = self._json("list a folder", "GET", "/drive/v3/files", **wanted)
             yield from page["files"]
             if not page.get("nextPageToken"):
                 return
@@ -78,31 +79,36 @@ class DriveApi:
     def make_folder(self, name: str, parent_id: str) -> File:
         """Make a folder. Two of the same name may be in one."""
         folder = {"name": name, "parents": [parent_id], "mimeType": FOLDER}
-        return self._once("make", "/drive/v3/files", folder)
+        return self._once("make a folder", "/drive/v3/files", folder)
 
     def copy(self, file_id: str, name: str, parent_id: str) -> File:
         """Make a file with the content of another."""
         return self._once(
-            "copy", f"/drive/v3/files/{file_id}/copy", {"name": name, "parents": [parent_id]}
+            "copy a file", f"/drive/v3/files/{file_id}/copy", {"name": name, "parents": [parent_id]}
         )
 
     def trash(self, file_id: str) -> None:
         """Move something to the trash, from which its owner can take it back for 30 days."""
         self._json(
-            "delete", "PATCH", f"/drive/v3/files/{file_id}", body={"trashed": True}, fields="id"
+            "delete a file",
+            "PATCH",
+            f"/drive/v3/files/{file_id}",
+            body={"trashed": True},
+            fields="id",
         )
 
     def download(
         self, file_id: str, revision: str, offset: int, length: int, *, md5: str = ""
     ) -> bytes:
-        """Return part of a file's revision; fewer bytes where it ends.
+        """Return part of a file, of this revision or the newest; fewer bytes where it ends.
 
         Args:
             md5: Of all of it, where that is known.
         """
 
         def attempt(this: Attempt) -> bytes:
-            path = f"/drive/v3/files/{file_id}/revisions/{revision}?alt=media"
+            version = f"/revisions/{revision}" if revision else ""
+            path = f"/drive/v3/files/{file_id}{version}?alt=media"
             wanted = {
                 "Range": f"bytes={offset}-{offset + length - 1}",
                 "Accept-Encoding": "identity",
@@ -114,9 +120,7 @@ class DriveApi:
                     return b""
                 raise
             with reply:
-                said, size = reply.headers.get("Content-Range", ""), reply.headers["Content-Length"]
-                expected, is_whole = expect(offset, length, said, int(size))
-                content = receive(reply.raw, expected, this)
+                content, is_whole = receive_answer(reply, offset, length, this)
             if is_whole and md5 not in (
                 "",
                 hashlib.md5(content, usedforsecurity=False).hexdigest(),
@@ -124,7 +128,7 @@ class DriveApi:
                 raise Again(ObjectStoreFailed("a file arrived with a wrong checksum"))
             return content
 
-        return self._try("read", attempt, size=length)
+        return self._try("read a file", attempt, size=min(length, _READ_MAX))
 
     def export(self, file_id: str, mime_type: str) -> bytes:
         """Return a document of Google's in another format; 10 MB at most."""
@@ -133,26 +137,26 @@ class DriveApi:
             path = f"/drive/v3/files/{file_id}/export"
             return self._ask(this, "GET", path, params={"mimeType": mime_type}).content
 
-        return self._try("export", attempt)
+        return self._try("export a document", attempt)
 
     def create(self, name: str, parent_id: str, content: Content) -> File:
         """Make a file in a folder. Two of the same name may be in one."""
         metadata = {"name": name, "parents": [parent_id]}
         if content.size:
             return self._upload("POST", "", metadata | {"id": self._new_id()}, content)
-        return self._once("make", "/drive/v3/files", metadata | {"mimeType": _ANY})
+        return self._once("make a file", "/drive/v3/files", metadata | {"mimeType": _ANY})
 
     def update(self, file_id: str, content: Content) -> File:
         """Give a file new content."""
         if content.size:
             return self._upload("PATCH", f"/{file_id}", {}, content)
         path = f"/upload/drive/v3/files/{file_id}"
-        emptied: File = self._json("store", "PATCH", path, uploadType="media", fields=FIELDS)
+        emptied: File = self._json("store a file", "PATCH", path, uploadType="media", fields=FIELDS)
         return emptied
 
     def changes_end(self) -> str:
         """Return the position after all changes so far."""
-        found = self._json("follow", "GET", "/drive/v3/changes/startPageToken")
+        found = self._json("follow changes", "GET", "/drive/v3/changes/startPageToken")
         return str(found["startPageToken"])
 
     def count_changes(self, position: str) -> tuple[int, str]:
@@ -163,14 +167,16 @@ class DriveApi:
         }  # fmt: skip
         count = 0
         while True:
-            page = self._json("follow", "GET", "/drive/v3/changes", pageToken=position, **wanted)
+            page = self._json(
+                "follow changes", "GET", "/drive/v3/changes", pageToken=position, **wanted
+            )
             count += len(page["changes"])
             if "newStartPageToken" in page:
                 return count, str(page["newStartPageToken"])
             position = page["nextPageToken"]
 
     def close(self) -> None:
-        self._retrying.close()
+        self._try.close()
         self._http.close()
 
     def _once(self, doing: str, path: str, body: Mapping[str, Any]) -> File:
@@ -205,23 +211,23 @@ class DriveApi:
             )  # fmt: skip
             return str(reply.headers["Location"])
 
-        upload = Upload(self._http, self._try("store", begin), content.size)
+        upload = Upload(self._http, self._try("store a file", begin), content.size)
         try:
             while upload.made is None:
                 length = min(_PIECE_BYTES, content.size - upload.stored)
                 piece = content.read(upload.stored, length)
-                self._try("store", partial(upload.send, piece), size=length)
+                self._try("store a file", partial(upload.send, piece), size=length)
         finally:
             if upload.made is None:
                 with suppress(BackendError):
-                    self._try("abort", upload.abort)
+                    self._try("abort an upload", upload.abort)
         return upload.made
 
     def _new_id(self) -> str:
         if not self._ids:
-            self._ids = self._json("make", "GET", "/drive/v3/files/generateIds", count=str(_IDS))[
-                "ids"
-            ]
+            self._ids = self._json(
+                "make ids", "GET", "/drive/v3/files/generateIds", count=str(_IDS)
+            )["ids"]
         return self._ids.pop()
 
     def _json(
@@ -244,15 +250,6 @@ class DriveApi:
             with reply:
                 raise from_http_response(reply)
         return reply
-
-    def _try(self, doing: str, attempt: Callable[[Attempt], T], *, size: int = 0) -> T:
-        def explained(this: Attempt) -> T:
-            try:
-                return attempt(this)
-            except FAILURES as error:
-                raise explain(error, f"{doing} something", self._url) from error
-
-        return self._retrying(explained, size=size)
 
 
 def _quoted(name: str) -> str:

@@ -6,12 +6,12 @@ import base64
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import google.auth
@@ -27,27 +27,27 @@ from nexus_engine.backends.content import Content, opened
 from nexus_engine.backends.google_errors import FAILURES, explain, status_of
 from nexus_engine.backends.google_upload import Upload
 from nexus_engine.backends.keys import check_key, key_of, order_of, select
-from nexus_engine.backends.probing import probe
-from nexus_engine.backends.receiving import expect, receive
-from nexus_engine.backends.retrying import Again, Attempt, Retrying, final
+from nexus_engine.backends.probing import Tested, probe
+from nexus_engine.backends.receiving import receive_answer
+from nexus_engine.backends.retrying import Again, Attempt, Retrying, Tries, final
 from nexus_engine.backends.urls import BucketUrl
 from nexus_engine.errors import (
     BackendError,
     InvalidArgument,
-    NotSupported,
     ObjectChanged,
     ObjectNotFound,
     ObjectStoreFailed,
     StoreInaccessible,
 )
-
-T = TypeVar("T")
+from nexus_engine.times import ns_of
 
 WHOLE_BYTES = 8 << 20
 """What is larger is sent piece by piece, in a session that goes on where it was cut."""
 PIECE_BYTES = 16 << 20
 """A multiple of 256 KiB. One is in memory at a time."""
 _KEY_BYTES_MAX = 1024
+_READ_MAX = 1 << 30
+"""Who asks for more means all of it; the deadline is not for what is asked."""
 _WRITER = "nexus-writer"
 """Metadata: a random number of the `put`, by which a retry knows its own object again."""
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
@@ -56,7 +56,7 @@ _ANY = "application/octet-stream"
 
 def open_gcs(url: BucketUrl) -> Bucket:
     """Return the bucket of a ``gs://`` URL."""
-    endpoint, project, deadline_s = url.text("endpoint"), url.text("project"), url.deadline_s()
+    endpoint, project, deadline_s = url.endpoint(), url.text("project"), url.deadline_s()
     url.finish()
     if not url.host:
         raise InvalidArgument("a gs:// URL names a bucket: gs://bucket or gs://bucket/prefix")
@@ -95,16 +95,13 @@ class GcsBucket:
         self._client = client
         self._bucket = bucket
         self._prefix = prefix
-        self._retrying = retrying
+        self._try = Tries(retrying, FAILURES, explain, url)
         self._http = http
-        self._can = self._lacks = Capability(0)
-        """What `probe` found, and found missing."""
+        self._tested = Tested(url)
 
     def probe(self) -> Capability:
-        self._lacks = Capability(0)
-        self._can = probe(self, put_in_parts=self._put_piece_if_absent)
-        self._lacks = ~self._can
-        return self._can
+        self._tested.forget()
+        return self._tested.note(probe(self, put_in_parts=self._put_piece_if_absent))
 
     def read(self, key: str, offset: int, length: int, *, etag: str = "") -> bytes:
         if length == 0:
@@ -112,11 +109,12 @@ class GcsBucket:
                 raise ObjectChanged(f"{key} is another version by now")
             return b""
         name = quote(check_key(self._prefix, key, _KEY_BYTES_MAX), safe="")
-        url = f"{self._client.api_endpoint}/storage/v1/b/{self._bucket.name}/o/{name}?alt=media"
+        url = f"{self._client.api_endpoint}/storage/v1/b/{self._bucket.name}/o/{name}"
+        wanted = {"alt": "media", "generation": etag, "userProject": self._bucket.user_project}
 
         def attempt(this: Attempt) -> bytes:
             with self._http.get(
-                f"{url}&generation={etag}" if etag else url,
+                url, params={name: value for name, value in wanted.items() if value},
                 # As it is stored, also where it is stored compressed.
                 headers={
                     "Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "gzip"
@@ -129,15 +127,13 @@ class GcsBucket:
                     raise from_http_response(reply)
                 if etag and reply.headers.get("X-Goog-Generation", etag) != etag:
                     raise ObjectChanged(f"{key} is another version by now")
-                said, size = reply.headers.get("Content-Range", ""), reply.headers["Content-Length"]
-                expected, is_whole = expect(offset, length, said, int(size))
-                content = receive(reply.raw, expected, this)
+                content, is_whole = receive_answer(reply, offset, length, this)
             if is_whole and not _is_intact(content, reply.headers.get("X-Goog-Hash", "")):
                 raise Again(ObjectStoreFailed(f"{key} arrived with a wrong checksum"))
             return content
 
         try:
-            return self._try(f"read {key}", attempt, size=length)
+            return self._try(f"read {key}", attempt, size=min(length, _READ_MAX))
         except ObjectNotFound:
             self.stat(key)  # raises, if there is none
             raise ObjectChanged(f"{key} is another version by now") from None
@@ -156,7 +152,7 @@ class GcsBucket:
         try:
             with opened(content) as source:
                 if if_absent or if_match:
-                    self._require(whole=source.size <= WHOLE_BYTES)
+                    self._require_conditions(source.size)
                 if source.size <= WHOLE_BYTES:
                     return self._put_whole(key, source, generation)
                 return self._put_pieces(key, source, generation)
@@ -166,8 +162,8 @@ class GcsBucket:
             raise self._no_bucket() from None
 
     def delete(self, key: str, *, if_match: str = "") -> None:
-        if if_match and Capability.CONDITIONAL_DELETE in self._lacks:
-            raise NotSupported(f"{self.url} ignores conditions of a deletion")
+        if if_match:
+            self._tested.require(Capability.CONDITIONAL_DELETE)
         blob = self._blob(key)
         generation = int(if_match) if if_match else None
         with suppress(ObjectNotFound):
@@ -200,7 +196,7 @@ class GcsBucket:
         return select(self._iter_pages(prefix, start_after, delimiter), prefix, start_after)
 
     def close(self) -> None:
-        self._retrying.close()
+        self._try.close()
         self._http.close()
         self._client.close()
 
@@ -208,7 +204,7 @@ class GcsBucket:
         self, prefix: str, start_after: str, delimiter: str
     ) -> Iterator[ObjectInfo | str]:
         wanted = {"prefix": self._prefix + prefix}
-        if start_after and Capability.ORDERED_LISTING in self._can:
+        if start_after and self._tested.can(Capability.ORDERED_LISTING):
             wanted["start_offset"] = self._prefix + start_after
         if delimiter:
             wanted["delimiter"] = delimiter
@@ -234,8 +230,8 @@ class GcsBucket:
 
     def _put_whole(self, key: str, source: Content, generation: int | None) -> ObjectInfo:
         content = source.read(0, source.size)
-        blob = self._blob(key)
-        blob.metadata = {_WRITER: uuid.uuid4().hex}
+        blob, writer = self._blob(key), uuid.uuid4().hex
+        blob.metadata = {_WRITER: writer}
 
         def attempt(this: Attempt) -> ObjectInfo:
             try:
@@ -244,7 +240,7 @@ class GcsBucket:
                     **self._patience(this, source.size),
                 )  # fmt: skip
             except FAILURES as error:
-                return self._own(key, blob.metadata[_WRITER], this, error)
+                return self._own(key, writer, this, error)
             self._require_same(key, blob.size, blob.crc32c, source)
             return self._info(blob)
 
@@ -277,26 +273,28 @@ class GcsBucket:
         made = upload.made
         self._require_same(key, int(made["size"]), made["crc32c"], source)
         when = datetime.fromisoformat(made["timeCreated"])
-        return ObjectInfo(key, int(made["size"]), str(made["generation"]), _ns(when))
-
-    def _require(self, *, whole: bool) -> None:
-        """Raises NotSupported if the server is known not to honour conditions of a put."""
-        needed = Capability.CONDITIONAL_PUT if whole else Capability.CONDITIONAL_PARTS
-        if needed in self._lacks:
-            what = "conditions" if whole else "conditions of large objects"
-            raise NotSupported(f"{self.url} ignores {what}: whoever writes last wins")
+        return ObjectInfo(key, int(made["size"]), str(made["generation"]), ns_of(when))
 
     def _require_same(self, key: str, size: int, crc32c: str, source: Content) -> None:
         """Raises ObjectStoreFailed if the server says that it has stored something else."""
         if (size, crc32c) != (source.size, _crc32c(source)):
             raise ObjectStoreFailed(f"cannot store {key} in {self.url}: something else was stored")
 
+    def _require_conditions(self, size: int) -> None:
+        whole = size <= WHOLE_BYTES
+        self._tested.require(Capability.CONDITIONAL_PUT if whole else Capability.CONDITIONAL_PARTS)
+
     def _own(self, key: str, writer: str, this: Attempt, error: Exception) -> ObjectInfo:
         """Return what an earlier attempt stored, if the error comes from that; else raise it."""
         if this.number and status_of(error) == 412:
-            blob = self._reload(key, this)
-            if (blob.metadata or {}).get(_WRITER) == writer:
-                return self._info(blob)
+            try:
+                blob = self._reload(key, this)
+            except FAILURES as gone:
+                if status_of(gone) != 404:
+                    raise
+            else:
+                if (blob.metadata or {}).get(_WRITER) == writer:
+                    return self._info(blob)
         raise error
 
     def _reload(self, key: str, this: Attempt) -> Any:
@@ -323,15 +321,6 @@ class GcsBucket:
         found += [self._below(name) for name in pages.prefixes]
         return found, str(pages.next_page_token or "")
 
-    def _try(self, doing: str, attempt: Callable[[Attempt], T], *, size: int = 0) -> T:
-        def explained(this: Attempt) -> T:
-            try:
-                return attempt(this)
-            except FAILURES as error:
-                raise explain(error, doing, self.url) from error
-
-        return self._retrying(explained, size=size)
-
     def _patience(self, this: Attempt, size: int = 0) -> dict[str, Any]:
         """Return how long one request may take. `Retrying` is the layer that tries again."""
         return {"timeout": (this.send_s(size), this.wait_s()), "retry": None}
@@ -342,7 +331,7 @@ class GcsBucket:
 
     def _info(self, blob: Any) -> ObjectInfo:
         key = self._below(blob.name)
-        return ObjectInfo(key, int(blob.size), str(blob.generation), _ns(blob.time_created))
+        return ObjectInfo(key, int(blob.size), str(blob.generation), ns_of(blob.time_created))
 
     def _below(self, key: str) -> str:
         if not key.startswith(self._prefix):
@@ -362,7 +351,3 @@ def _is_intact(content: bytes, hashes: str) -> bool:
     told = re.search(r"crc32c=([^,]*)", hashes)
     with opened(content) as received:
         return not told or told[1] == _crc32c(received)
-
-
-def _ns(when: datetime) -> int:
-    return int(when.timestamp()) * 10**9 + when.microsecond * 1000

@@ -32,6 +32,7 @@ from nexus_engine.errors import (
     ObjectStoreFailed,
     StoreInaccessible,
 )
+from nexus_engine.times import ns_of
 
 _ENDPOINT = "https://www.googleapis.com"
 _SCOPE = "https://www.googleapis.com/auth/drive"
@@ -58,7 +59,7 @@ _FRESH_S = 10.0
 
 def open_gdrive(url: BucketUrl) -> Bucket:
     """Return the bucket of a ``gdrive://`` URL."""
-    endpoint, deadline_s = url.text("endpoint"), url.deadline_s()
+    endpoint, deadline_s = url.endpoint(), url.deadline_s()
     url.finish()
     if not url.host:
         raise InvalidArgument(
@@ -70,7 +71,7 @@ def open_gdrive(url: BucketUrl) -> Bucket:
     except FAILURES as error:
         raise final(explain(error, "connect", str(url))) from error
     api = DriveApi(
-        AuthorizedSession(credentials), endpoint.rstrip("/") or _ENDPOINT, url=str(url),
+        AuthorizedSession(credentials), endpoint or _ENDPOINT, url=str(url),
         retrying=Retrying(deadline_s),
     )  # fmt: skip
     return DriveBucket(api, url.host, url.prefix, url=str(url))
@@ -104,17 +105,18 @@ class DriveBucket:
 
     def read(self, key: str, offset: int, length: int, *, etag: str = "") -> bytes:
         file = self._get(key)
-        version = etag or _etag(file)
+        newest = _etag(file)
+        if etag not in ("", newest) and "headRevisionId" not in file:
+            raise ObjectChanged(f"{key} is another version by now")
         if file["mimeType"] in _EXPORTS:
-            if version != _etag(file):
-                raise ObjectChanged(f"{key} is another version by now")
             return self._export(file)[offset : offset + length]
         if not length:
             return b""
+        # By its revision: somebody may write a newer one between the two requests.
+        revision = (etag or newest) if "headRevisionId" in file else ""
+        digest = file.get("md5Checksum", "") if etag in ("", newest) else ""
         try:
-            # By its revision: somebody may write a newer one between the two requests.
-            digest = file["md5Checksum"] if version == _etag(file) else ""
-            return self._api.download(file["id"], version, offset, length, md5=digest)
+            return self._api.download(file["id"], revision, offset, length, md5=digest)
         except ObjectNotFound:
             raise ObjectChanged(f"{key} is another version by now") from None
 
@@ -302,8 +304,7 @@ def _named(files: list[File]) -> dict[str, File]:
 
 def _info(key: str, file: File) -> ObjectInfo:
     when = datetime.fromisoformat(file["modifiedTime"])
-    mtime_ns = int(when.timestamp()) * 10**9 + when.microsecond * 1000
-    return ObjectInfo(key, int(file.get("size", -1)), _etag(file), mtime_ns)
+    return ObjectInfo(key, int(file.get("size", -1)), _etag(file), ns_of(when))
 
 
 def _etag(file: File) -> str:
@@ -320,5 +321,5 @@ def _md5(source: Content) -> str:
 
 def _require_same(key: str, file: File, digest: str) -> None:
     """Raises ObjectStoreFailed if Drive says that it has stored something else."""
-    if file["md5Checksum"] != digest:
+    if file.get("md5Checksum", digest) != digest:
         raise ObjectStoreFailed(f"{key} has another checksum in Drive: store it again")

@@ -13,6 +13,35 @@ from nexus_engine.errors import BackendError, NotSupported, ObjectChanged
 _NAME = ".nexus-probe"
 
 
+class Tested:
+    """What a server was found to do, and what not; before `note`, nothing is known of it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._can = self._lacks = Capability(0)
+
+    def forget(self) -> None:
+        """Know nothing again, so that everything can be tried."""
+        self._can = self._lacks = Capability(0)
+
+    def note(self, found: Capability) -> Capability:
+        self._can, self._lacks = found, ~found
+        return found
+
+    def can(self, capability: Capability) -> bool:
+        """Tell whether the server is known to."""
+        return capability in self._can
+
+    def require(self, capability: Capability) -> None:
+        """Refuse what the server is known not to do: it would say that all is well.
+
+        Raises:
+            NotSupported: it is known not to.
+        """
+        if capability in self._lacks:
+            raise NotSupported(f"{self._url} ignores conditions ({capability.name})")
+
+
 def probe(bucket: Bucket, *, put_in_parts: Callable[[str], object]) -> Capability:
     """Try conditions and copies on objects of its own, and remove them.
 

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexus_engine.backends.retrying import Again, Attempt
 from nexus_engine.errors import ObjectStoreFailed
 
+if TYPE_CHECKING:  # boto3 does without
+    import requests
+
 _PIECE = 256 << 10
 
 
-def expect(offset: int, length: int, content_range: str, content_length: int) -> tuple[int, bool]:
+def receive_answer(
+    reply: requests.Response, offset: int, length: int, this: Attempt
+) -> tuple[bytes, bool]:
+    """Return the bytes of an answer of ``requests``, and whether they are the whole object."""
+    size = reply.headers.get("Content-Length")
+    said = reply.headers.get("Content-Range", "")
+    expected, is_whole = expect(offset, length, said, None if size is None else int(size))
+    return receive(reply.raw, expected, this), is_whole
+
+
+def expect(
+    offset: int, length: int, content_range: str, content_length: int | None
+) -> tuple[int, bool]:
     """Return how many bytes the answer must have, and whether they are the whole object.
 
     Args:
         content_range: The header; empty where the server sends everything.
+        content_length: The header; ``None`` if there is none.
 
     Raises:
         Again: what the server announces is not what was asked for.
@@ -23,13 +39,18 @@ def expect(offset: int, length: int, content_range: str, content_length: int) ->
     Source: RFC 9110, 14.4 and 15.3.7.
     """
     said = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", content_range)
-    first, last, size = map(int, said.groups()) if said else (0, content_length - 1, content_length)
+    if said:
+        first, last, size = map(int, said.groups())
+    else:  # everything, or nothing that can be understood
+        size = content_length if content_length is not None and not content_range else -1
+        first, last = 0, size - 1
     expected = min(length, size - offset)
-    if first != offset or last - first + 1 != expected or content_length != expected:
+    begins_and_has = (first, last + 1 - first)
+    if size < 0 or begins_and_has != (offset, expected) or content_length not in (expected, None):
         raise Again(
             ObjectStoreFailed(
                 f"asked for {length} bytes from {offset}, the server sends {content_length}"
-                f" from {first} of {size}"
+                f" ({content_range or 'all'})"
             )
         )
     return expected, expected == size

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from nexus_engine.errors import BackendError, EngineError, StoreHung
 
@@ -41,6 +41,9 @@ class Again(Exception):
         self.after_s = after_s
 
 
+Explain: TypeAlias = "Callable[[Exception, str, str], EngineError | Again]"
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     number: int
@@ -62,6 +65,38 @@ class Attempt:
     def send_s(self, size: int) -> float:
         """Like `wait_s`, where one call of a socket sends so many bytes."""
         return self.wait_s() + size / _SLOWEST
+
+
+class Tries:
+    """Does requests of one SDK, and says in our own words what came of them.
+
+    Args:
+        failures: What the SDK raises.
+        explain: Returns what to raise instead, given what was done ("cannot …") and ``url``.
+        url: The bucket's.
+    """
+
+    def __init__(
+        self, retrying: Retrying, failures: tuple[type[Exception], ...], explain: Explain, url: str
+    ) -> None:
+        self._retrying = retrying
+        self._failures = failures
+        self._explain = explain
+        self._url = url
+
+    def __call__(self, doing: str, attempt: Callable[[Attempt], T], *, size: int = 0) -> T:
+        """As `Retrying`, where an attempt may raise what the SDK raises."""
+
+        def explained(this: Attempt) -> T:
+            try:
+                return attempt(this)
+            except self._failures as error:
+                raise self._explain(error, doing, self._url) from error
+
+        return self._retrying(explained, size=size)
+
+    def close(self) -> None:
+        self._retrying.close()
 
 
 class Sending(io.BytesIO):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
-from datetime import datetime
+from collections.abc import Iterator
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import boto3
 from botocore.config import Config
@@ -18,7 +16,7 @@ from botocore.config import Config
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
 from nexus_engine.backends.content import Content, opened
 from nexus_engine.backends.keys import check_key, key_of, order_of, select
-from nexus_engine.backends.probing import probe
+from nexus_engine.backends.probing import Tested, probe
 from nexus_engine.backends.receiving import expect, receive
 from nexus_engine.backends.retrying import (
     REQUESTS_AT_ONCE,
@@ -26,35 +24,35 @@ from nexus_engine.backends.retrying import (
     Attempt,
     Retrying,
     Sending,
+    Tries,
     final,
 )
 from nexus_engine.backends.s3_errors import FAILURES, code_of, explain, status_of
+from nexus_engine.backends.s3_upload import PARTS_MAX, WRITER, MultipartUpload, content_md5
 from nexus_engine.backends.urls import BucketUrl
 from nexus_engine.errors import (
-    BackendError,
     InvalidArgument,
-    NotSupported,
     ObjectChanged,
     ObjectNotFound,
     ObjectStoreFailed,
 )
-
-T = TypeVar("T")
+from nexus_engine.times import ns_of
 
 PART_BYTES = 16 << 20
 """What is larger is sent in parts; one is in memory at a time."""
-_PARTS_MAX = 10_000
+COPY_BYTES = 1 << 30
+"""What is larger is copied in parts; 5 GiB would be the most for one."""
 _KEY_BYTES_MAX = 1024
+_READ_MAX = 1 << 30
+"""Who asks for more means all of it; the deadline is not for what is asked."""
 
-_WRITER = "nexus-writer"
-"""Metadata: a random number of the `put`, by which a retry knows its own object again."""
 _MD5 = "nexus-md5"
 """Metadata: of the content, where it was sent in one piece. An ETag is no such promise."""
 
 
 def open_s3(url: BucketUrl) -> Bucket:
     """Return the bucket of an ``s3://`` URL."""
-    endpoint, region, profile = url.text("endpoint"), url.text("region"), url.text("profile")
+    endpoint, region, profile = url.endpoint(), url.text("region"), url.text("profile")
     path_style, deadline_s = url.flag("path_style"), url.deadline_s()
     url.finish()
     if not url.host:
@@ -93,22 +91,20 @@ class S3Bucket:
 
     def __init__(
         self, client: Any, bucket: str, prefix: str, *, url: str, retrying: Retrying,
-        part_bytes: int = PART_BYTES,
+        part_bytes: int = PART_BYTES, copy_bytes: int = COPY_BYTES,
     ) -> None:  # fmt: skip
         self.url = url
         self._client = client
         self._bucket = bucket
         self._prefix = prefix
-        self._retrying = retrying
+        self._try = Tries(retrying, FAILURES, explain, url)
         self._part_bytes = part_bytes
-        self._can = self._lacks = Capability(0)
-        """What `probe` found, and found missing."""
+        self._copy_bytes = copy_bytes
+        self._tested = Tested(url)
 
     def probe(self) -> Capability:
-        self._lacks = Capability(0)
-        self._can = probe(self, put_in_parts=self._put_part_if_absent)
-        self._lacks = ~self._can
-        return self._can
+        self._tested.forget()
+        return self._tested.note(probe(self, put_in_parts=self._put_part_if_absent))
 
     def read(self, key: str, offset: int, length: int, *, etag: str = "") -> bytes:
         if length == 0:
@@ -129,14 +125,14 @@ class S3Bucket:
             with reply["Body"] as body:
                 if etag and _etag(reply) != etag:  # a server that ignores If-Match
                     raise ObjectChanged(f"{key} is another version by now")
-                said, size = reply.get("ContentRange", ""), reply["ContentLength"]
+                said, size = reply.get("ContentRange", ""), reply.get("ContentLength")
                 expected, is_whole = expect(offset, length, said, size)
                 content = receive(body, expected, this)
             if is_whole and not _is_intact(content, reply):
                 raise Again(ObjectStoreFailed(f"{key} arrived with a wrong checksum"))
             return content
 
-        return self._try(f"read {key}", attempt, size=length)
+        return self._try(f"read {key}", attempt, size=min(length, _READ_MAX))
 
     def stat(self, key: str) -> ObjectInfo:
         return self._try(f"look up {key}", lambda _: self._info(key, self._head(key)))
@@ -147,16 +143,19 @@ class S3Bucket:
         condition = {"IfNoneMatch": "*"} if if_absent else {}
         if if_match:
             condition = {"IfMatch": _quoted(if_match)}
-        with opened(content) as source:
-            if if_absent or if_match:
-                self._require(whole=source.size <= self._part_bytes)
-            if source.size <= self._part_bytes:
-                return self._put_whole(key, source, condition)
-            return self._put_parts(key, source, condition)
+        try:
+            with opened(content) as source:
+                if if_absent or if_match:
+                    self._require_conditions(source.size)
+                if source.size <= self._part_bytes:
+                    return self._put_whole(key, source, condition)
+                return self._put_parts(key, source, condition)
+        except ObjectNotFound:
+            raise ObjectChanged(f"{key} is not there any more") from None
 
     def delete(self, key: str, *, if_match: str = "") -> None:
-        if if_match and Capability.CONDITIONAL_DELETE in self._lacks:
-            raise NotSupported(f"{self.url} ignores conditions of a deletion")
+        if if_match:
+            self._tested.require(Capability.CONDITIONAL_DELETE)
         condition = {"IfMatch": _quoted(if_match)} if if_match else {}
         at = self._at(key)
         try:
@@ -170,12 +169,19 @@ class S3Bucket:
                 raise
 
     def copy(self, source: str, target: str) -> ObjectInfo:
-        origin = self._at(source)
-        if source != target:
-            self._try(
-                f"copy {source} to {target}",
-                lambda _: self._client.copy_object(**self._at(target), CopySource=origin),
-            )
+        origin, found = self._at(source), self.stat(source)
+        if source == target:
+            return found
+        doing = f"copy {source} to {target}"
+        if found.size <= self._copy_bytes:
+            at = self._at(target)
+            self._try(doing, lambda _: self._client.copy_object(**at, CopySource=origin))
+        else:
+            with MultipartUpload(self._client, self._at(target), self._try, doing=doing) as upload:
+                for first in range(0, found.size, self._copy_bytes):
+                    last = min(first + self._copy_bytes, found.size) - 1
+                    upload.copy(origin, found.etag, first, last)
+                upload.complete({}, partial(self._own, target, upload.writer))
         return self.stat(target)
 
     def iter_objects(
@@ -184,14 +190,14 @@ class S3Bucket:
         return select(self._iter_pages(prefix, start_after, delimiter), prefix, start_after)
 
     def close(self) -> None:
-        self._retrying.close()
+        self._try.close()
         self._client.close()
 
     def _iter_pages(
         self, prefix: str, start_after: str, delimiter: str
     ) -> Iterator[ObjectInfo | str]:
         wanted = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
-        if start_after and Capability.ORDERED_LISTING in self._can:
+        if start_after and self._tested.can(Capability.ORDERED_LISTING):
             wanted["StartAfter"] = self._prefix + start_after
         if delimiter:
             wanted["Delimiter"] = delimiter
@@ -221,16 +227,15 @@ class S3Bucket:
 
     def _put_whole(self, key: str, source: Content, condition: dict[str, str]) -> ObjectInfo:
         content = source.read(0, source.size)
-        digest = hashlib.md5(content, usedforsecurity=False).digest()
-        writer = uuid.uuid4().hex
+        writer, md5 = uuid.uuid4().hex, content_md5(content)
 
         def attempt(this: Attempt) -> ObjectInfo:
             try:
                 reply = self._client.put_object(
                     **self._at(key),
                     Body=Sending(content, this),
-                    ContentMD5=base64.b64encode(digest).decode(),
-                    Metadata={_WRITER: writer, _MD5: digest.hex()},
+                    ContentMD5=md5,
+                    Metadata={WRITER: writer, _MD5: md5},
                     **condition,
                 )
             except FAILURES as error:
@@ -240,70 +245,32 @@ class S3Bucket:
         return self._try(f"store {key}", attempt, size=source.size)
 
     def _put_parts(self, key: str, source: Content, condition: dict[str, str]) -> ObjectInfo:
-        at, writer = self._at(key), uuid.uuid4().hex
-        begun = self._try(
-            f"store {key}",
-            lambda _: self._client.create_multipart_upload(**at, Metadata={_WRITER: writer}),
-        )
-        upload = {**at, "UploadId": begun["UploadId"]}
-        with ExitStack() as undo:
-            undo.callback(self._abort, key, upload)
-            size = max(self._part_bytes, -(-source.size // _PARTS_MAX))
-            parts = [
-                self._send_part(key, upload, number, source.read(at_, min(size, source.size - at_)))
-                for number, at_ in enumerate(range(0, source.size, size), 1)
-            ]
-
-            def complete(this: Attempt) -> None:
-                try:
-                    self._client.complete_multipart_upload(
-                        **upload, MultipartUpload={"Parts": parts}, **condition
-                    )
-                except FAILURES as error:
-                    self._own(key, writer, this, error)
-
-            self._try(f"store {key}", complete)
-            undo.pop_all()
+        size = max(self._part_bytes, -(-source.size // PARTS_MAX))
+        with MultipartUpload(
+            self._client, self._at(key), self._try, doing=f"store {key}"
+        ) as upload:
+            for offset in range(0, source.size, size):
+                upload.send(source.read(offset, min(size, source.size - offset)))
+            upload.complete(condition, partial(self._own, key, upload.writer))
         # Not the ETag of the answer: some servers say another one later.
         return self.stat(key)
 
-    def _send_part(
-        self, key: str, upload: dict[str, str], number: int, content: bytes
-    ) -> dict[str, object]:
-        digest = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
-
-        def attempt(this: Attempt) -> dict[str, object]:
-            body = Sending(content, this)
-            reply = self._client.upload_part(
-                **upload, PartNumber=number, Body=body, ContentMD5=digest
-            )
-            return {"PartNumber": number, "ETag": reply["ETag"]}
-
-        return self._try(f"store part {number} of {key}", attempt, size=len(content))
-
-    def _abort(self, key: str, upload: dict[str, str]) -> None:
-        # What cannot be aborted now is for the bucket's lifecycle rule: the error that brought us
-        # here matters more.
-        with suppress(BackendError, NotSupported):
-            self._try(
-                f"abort the upload of {key}",
-                lambda _: self._client.abort_multipart_upload(**upload),
-            )
-
-    def _require(self, *, whole: bool) -> None:
-        """Raises NotSupported if the server is known not to honour conditions of a put."""
-        needed = Capability.CONDITIONAL_PUT if whole else Capability.CONDITIONAL_PARTS
-        if needed in self._lacks:
-            what = "conditions" if whole else "conditions of large objects"
-            raise NotSupported(f"{self.url} ignores {what}: whoever writes last wins")
+    def _require_conditions(self, size: int) -> None:
+        whole = size <= self._part_bytes
+        self._tested.require(Capability.CONDITIONAL_PUT if whole else Capability.CONDITIONAL_PARTS)
 
     def _own(self, key: str, writer: str, this: Attempt, error: Exception) -> ObjectInfo:
         """Return what an earlier attempt stored, if the error comes from that; else raise it."""
         refused = status_of(error) == 412 or code_of(error) == "NoSuchUpload"
         if this.number and refused:
-            head = self._head(key)
-            if head.get("Metadata", {}).get(_WRITER) == writer:
-                return self._info(key, head)
+            try:
+                head = self._head(key)
+            except FAILURES as gone:
+                if status_of(gone) != 404:
+                    raise
+            else:
+                if head.get("Metadata", {}).get(WRITER) == writer:
+                    return self._info(key, head)
         if code_of(error) == "NoSuchUpload":
             raise ObjectStoreFailed(f"{key}: the server has forgotten the upload") from error
         raise error
@@ -321,16 +288,7 @@ class S3Bucket:
 
     def _info(self, key: str, entry: Any) -> ObjectInfo:
         size = entry["ContentLength"] if "ContentLength" in entry else entry["Size"]
-        return ObjectInfo(key, int(size), _etag(entry), _ns(entry["LastModified"]))
-
-    def _try(self, doing: str, attempt: Callable[[Attempt], T], *, size: int = 0) -> T:
-        def explained(this: Attempt) -> T:
-            try:
-                return attempt(this)
-            except FAILURES as error:
-                raise explain(error, doing, self.url) from error
-
-        return self._retrying(explained, size=size)
+        return ObjectInfo(key, int(size), _etag(entry), ns_of(entry["LastModified"]))
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": check_key(self._prefix, key, _KEY_BYTES_MAX)}
@@ -343,7 +301,7 @@ class S3Bucket:
 
 def _is_intact(content: bytes, reply: Any) -> bool:
     told = reply.get("Metadata", {}).get(_MD5)
-    return not told or told == hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return not told or told == content_md5(content)
 
 
 def _etag(reply: Any) -> str:
@@ -354,11 +312,7 @@ def _quoted(etag: str) -> str:
     return f'"{etag}"'
 
 
-def _ns(when: datetime) -> int:
-    return int(when.timestamp()) * 10**9 + when.microsecond * 1000
-
-
 def _answered_ns(reply: Any) -> int:
     """Return the time of an answer, by the server's clock; it does not say when it stored."""
     date = reply["ResponseMetadata"]["HTTPHeaders"].get("date")
-    return _ns(parsedate_to_datetime(date)) if date else 0
+    return ns_of(parsedate_to_datetime(date)) if date else 0

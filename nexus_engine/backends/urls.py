@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -64,6 +65,16 @@ class BucketUrl:
             raise InvalidArgument(f"{name}={value}: write true or false")
         return _BOOLEANS[value.lower()]
 
+    def endpoint(self) -> str:
+        """Take ``endpoint``, the URL of a server, without a last slash; empty if not given."""
+        value = self.text("endpoint")
+        parts = urlsplit(value)
+        if "@" in parts.netloc:
+            raise InvalidArgument("no credentials in an endpoint: put them where its tools look")
+        if value and (parts.scheme not in ("http", "https") or not parts.netloc):
+            raise InvalidArgument(f"endpoint={value}: write a URL, such as http://nas:9000")
+        return value.rstrip("/")
+
     def deadline_s(self) -> float:
         """Take ``deadline_s``, which every server has."""
         value = self.text("deadline_s")
@@ -111,15 +122,15 @@ def parse(url: str, options: Mapping[str, str]) -> BucketUrl:
         InvalidArgument: it is none.
     """
     parts = urlsplit(url)
+    # What is wrong is not quoted whole: there may be a password in it.
     if not parts.scheme or not url.startswith(f"{parts.scheme}://"):
-        raise InvalidArgument(f"{url!r} is no URL such as s3://bucket/prefix or file:///directory")
+        raise InvalidArgument("that is no URL such as s3://bucket/prefix or file:///directory")
     if "@" in parts.netloc:
-        # Not quoted: there may be a password in it.
         raise InvalidArgument(
             f"no credentials in a {parts.scheme}:// URL: put them where the server's own tools look"
         )
     if parts.fragment:
-        raise InvalidArgument(f"{url!r}: write # as %23")
+        raise InvalidArgument(f"{parts.scheme}://{parts.netloc}{parts.path}: write # as %23")
     given = dict(parse_qsl(parts.query, keep_blank_values=True)) | dict(options)
     return BucketUrl(parts.scheme, parts.netloc, unquote(parts.path), given)
 
@@ -134,7 +145,8 @@ def _opener(scheme: str) -> Opener:
         if scheme not in _EXTRAS:
             raise
         raise NotSupported(
-            f"{scheme}:// needs the package {error.name}: pip install 'nexusfs[{_EXTRAS[scheme]}]'"
+            f"{scheme}:// needs the package {error.name}: {sys.executable} -m pip install"
+            f" 'nexusfs[{_EXTRAS[scheme]}]'"
         ) from error
     return opener
 

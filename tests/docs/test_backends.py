@@ -23,5 +23,6 @@ def test_every_scheme_and_every_option_is_documented() -> None:
     assert documented.keys() == _OPENERS.keys()
     for scheme, opener in _OPENERS.items():
         source = (ROOT / f"{opener.partition(':')[0].replace('.', '/')}.py").read_text()
-        assert documented[scheme] == set(re.findall(r'url\.(?:text|flag)\("(\w+)"\)', source))
+        taken = re.findall(r'url\.(?:(?:text|flag)\("(\w+)"\)|(endpoint)\(\))', source)
+        assert documented[scheme] == {"".join(names) for names in taken}
     assert explained == set.union(*documented.values()) | {"deadline_s"}
