@@ -85,7 +85,7 @@ def test_what_arrives_damaged_or_cut_is_asked_for_again(mount: BucketMount, prox
     (mount.path / "file").write_bytes(content)
     mount.forget_cache()
     for fault in ("damage the body", "cut the body", "shorten the body", "slow down"):
-        proxy.fail(fault, GET_PACK, times=1)  # type: ignore[arg-type]
+        proxy.fail(fault, GET_PACK, times=1)
     assert (mount.path / "file").read_bytes() == content
 
 
