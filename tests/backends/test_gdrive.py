@@ -131,7 +131,14 @@ def test_a_folder_that_is_not_there_is_no_empty_one(fake_drive: FakeDrive) -> No
     bucket.close()
 
 
-@pytest.mark.parametrize("fault", ["never arrive", "lose the answer", "slow down"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "lose the answer",
+        pytest.param("never arrive", marks=pytest.mark.slow),
+        pytest.param("slow down", marks=pytest.mark.slow),
+    ],
+)
 def test_a_put_makes_one_file_whichever_request_fails(fake_drive: FakeDrive, fault: Fault) -> None:
     """An answer that is lost makes no second file, and no second folder."""
     for number in range(20):
