@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import yaml
@@ -144,6 +144,19 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes that wait in memory, over all files."""
     chunk_cache_mib: int = 64
     """Decoded chunks kept in memory."""
+    durability: Literal["remote", "local"] = "remote"
+    """What fsync waits for where packs live in a bucket: the bucket, or this machine's disk."""
+    upload_interval_s: float = 60.0
+    """What was not fsynced is in the bucket after this time at the latest, while it answers."""
+    upload_limit_s: float = 60.0
+    """Whoever waits for the bucket gets an error after so long."""
+    upload_backlog_mib: int = 1024
+    """So much may wait for the bucket before whoever writes more has to wait."""
+    cache_mib: int = 10240
+    """Copies of what is in the bucket, on this machine's disk."""
+    metadata_interval_s: float = 3600.0
+    """How often a copy of the metadata goes to the bucket that packs live in; 0: never, and not at
+    unmounting either."""
     reserve_mib: int = 16
     """Kept back on the disk for emptying it when it is full; 0 keeps nothing back."""
     retention: Retention | None = None

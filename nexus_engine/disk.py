@@ -76,10 +76,11 @@ class Disk:
         self._threads = 0
         self._writing = 0
         self._far = True
+        self._pressed = False
         self.calm = False
         """An append goes into the kernel's memory without waiting: the packs are on this machine,
-        and nothing is being written or synced by a thread, which would keep the disk's journal or
-        a lock of ours. Not before `look`."""
+        nothing is being written or synced by a thread, which would keep the disk's journal or
+        a lock of ours, and nobody has to wait for room. Not before `look`."""
         self._hung_s: float | None = None
         """Since when it has not answered."""
         self._next_try_s = 0.0
@@ -87,7 +88,16 @@ class Disk:
     def look(self) -> None:
         """See where the packs are; waits for the disk."""
         self._far = is_far(self._packs)
-        self.calm = not self._far
+        self.calm = self._is_calm()
+
+    def press(self, pressed: bool) -> None:  # noqa: FBT001 - a callback
+        """Take note of whether an append may have to wait for room; from any thread."""
+        with self._lock:
+            self._pressed = pressed
+            self.calm = self._is_calm()
+
+    def _is_calm(self) -> bool:
+        return not (self._far or self._pressed or self._writing)
 
     @property
     def silent_s(self) -> int:
@@ -144,7 +154,7 @@ class Disk:
         with self._lock:
             self._threads += 1
             self._writing += wait.writes
-            self.calm = not self._far and self._writing == 0
+            self.calm = self._is_calm()
         try:
             return action(*arguments)
         finally:
@@ -156,7 +166,7 @@ class Disk:
         with self._lock:
             self._threads -= 1
             self._writing -= wait.writes
-            self.calm = not self._far and self._writing == 0
+            self.calm = self._is_calm()
             if wait.left or wait.tries:
                 hung_s, self._hung_s = self._hung_s, None
         if hung_s is not None:

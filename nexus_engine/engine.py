@@ -28,6 +28,7 @@ from nexus_engine.history.moments import require_whole
 from nexus_engine.history.versions import require_still_there
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import AsOfReader, Listed, View
+from nexus_engine.metadata_copy import put_metadata
 from nexus_engine.oplog.tail import Stale, Tail
 from nexus_engine.permissions.acl import NAMES as ACLS
 from nexus_engine.permissions.modes import SET_IDS, set_ids_lost
@@ -40,6 +41,8 @@ Groups = Callable[[], Collection[int]]
 
 log = logging.getLogger(__name__)
 
+_SECURING_MAX = 256
+"""Who waits for a bucket does so in a thread. All who wait share what is sent."""
 _WATCHED_BYTES = 128 * 1024
 _NAMES_SHOWN = 10
 
@@ -60,6 +63,7 @@ class Engine:
         self.content = Content(store, noatime=noatime)
         self.tail = Tail(store.database)
         self._batches = Batches(store, self.content, self.tail)
+        self._securing = anyio.CapacityLimiter(_SECURING_MAX)
 
     @classmethod
     def start(cls, path: FilePath, *, clock: Clock | None = None, noatime: bool = False) -> Engine:
@@ -79,11 +83,14 @@ class Engine:
             store.abandon()
             raise
 
-    async def close(self) -> errors.Unfinished | None:
+    async def close(self, *, drain: bool = True) -> errors.Unfinished | None:
         """End every session, make everything durable, close the store.
 
         Where that fails, the store is left as by a process that died: whoever opens it next
         finishes what programs were told is kept.
+
+        Args:
+            drain: Wait for uploads, where packs live in a bucket.
 
         Returns:
             What failed, and which files that concerns; ``None`` if everything is in order.
@@ -93,6 +100,9 @@ class Engine:
             self.store.upkeep(self.content.drop_unlinked)
             self.store.upkeep(self.content.write_access_times)
             await self.store.disk.sync(self.store.chunks.close)
+            if drain:
+                self.store.settle()
+                await self._drain()
             self.store.close()
         except errors.EngineError as error:
             left = await self.content.leave_sessions()
@@ -102,6 +112,14 @@ class Engine:
             self.store.abandon(str(unfinished))
             return unfinished
         return None
+
+    async def _drain(self) -> None:
+        """Wait until the bucket has everything, metadata too, as long as that gets on."""
+        try:
+            await anyio.to_thread.run_sync(self.store.drain)
+            await anyio.to_thread.run_sync(put_metadata, self.store)
+        except errors.EngineError as error:
+            log.error("not everything is in %s: %s", self.store.packs_url, error)
 
     def _describe(self, error: errors.EngineError, left: dict[Ino, bool]) -> str:
         """Say in one line what an error at the end means for the files that were written to."""
@@ -406,6 +424,17 @@ class Engine:
         await self.content.flush(handle.file)
         self.store.settle()
         await self.store.disk.sync(self.store.sync, handle.file.ino, self.store.database.state())
+        await self.secure()
+
+    async def fsync_directory(self) -> None:
+        """What a directory holds survives a power loss; and so does all else so far."""
+        await self.sync()
+        await self.secure()
+
+    async def secure(self) -> None:
+        """Where fsync promises more than this machine's disk: wait for that."""
+        if self.store.fsync_secures:
+            await anyio.to_thread.run_sync(self.store.secure, limiter=self._securing)
 
     async def release(self, handle: Handle) -> None:
         await self.content.release(handle)
@@ -517,7 +546,7 @@ class Engine:
         """
 
         def run() -> R:
-            peer = Store.open(self.store.path, clock=self.store.clock)
+            peer = Store.open(self.store.path, clock=self.store.clock, beside=self.store)
             try:
                 return action(peer)
             finally:
@@ -545,6 +574,7 @@ class Engine:
         silent_s = self.store.disk.silent_s
         return {
             **self.content.figures(),
+            **self.store.objects.figures(),
             "wal_bytes": self.store.database.connection.wal_bytes(),
             **({"disk_silent_s": silent_s} if silent_s else {}),
         }
@@ -561,9 +591,9 @@ class Engine:
         """
         disk = os.statvfs(self.store.path)
         total = disk.f_blocks * disk.f_frsize
-        free = available = max(
-            0, disk.f_bavail * disk.f_frsize - self.store.reserve.missing_bytes()
-        )
+        # The cache of a bucket gives way to what is written.
+        spare = disk.f_bavail * disk.f_frsize + self.store.objects.figures().get("cache_bytes", 0)
+        free = available = max(0, spare - self.store.reserve.missing_bytes())
         inodes, inodes_free = self.reader.count_inodes() + 2**32, 2**32
         limits = self.content.held.limits(await self.getattr(ino))
         if limits.bytes is not None:

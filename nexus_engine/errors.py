@@ -12,7 +12,7 @@
     │                    UndoConflict
     ├── IntegrityError   CorruptChunk MissingChunk CorruptMetadata BrokenChain
     └── BackendError     StoreNotFound StoreExists StoreInaccessible StoreVersion ObjectNotFound
-                         ObjectStoreFailed StoreHung MetadataFailed
+                         ObjectChanged ObjectStoreFailed StoreHung MetadataFailed
 
 The leaves carry values; ``str(error)`` is the one line a person reads. What is not an
 ``EngineError`` is a bug.
@@ -206,6 +206,10 @@ class StoreVersion(BackendError):
 
 class ObjectNotFound(BackendError):
     pass
+
+
+class ObjectChanged(BackendError):
+    """It is not the version that was meant: somebody else wrote it."""
 
 
 class ObjectStoreFailed(BackendError):

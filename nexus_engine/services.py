@@ -16,10 +16,12 @@ from functools import partial
 import anyio
 
 from nexus_engine import errors
+from nexus_engine.cas.pack import PACK_HEADER_SIZE
 from nexus_engine.check import scrub as scrubbing
 from nexus_engine.config import Retention, Scrub, parse_bytes, seconds
 from nexus_engine.engine import Engine
 from nexus_engine.meta import gc_queries, log_pruning_queries
+from nexus_engine.metadata_copy import put_metadata
 from nexus_engine.owners import is_alone
 from nexus_engine.recovery import recover
 from nexus_engine.retention import gc
@@ -36,6 +38,9 @@ SETTLE_DELAY_S = 0.02
 ROOM_PAUSE_S = 60.0
 """Between two attempts at making room."""
 DEAD_SHARE_WHEN_LOW = 0.1
+MERGE_INTERVAL_S = 300.0
+MERGE_PACKS = 64
+"""So many more since the last time, and packs are looked at."""
 SCRUB_LOOK_S = 3600.0
 """So often a daemon looks whether a scrub is due."""
 _DAMAGE_LOGGED = 100
@@ -66,6 +71,8 @@ class Services:
         self._synced = (time.monotonic(), engine.reader.head())
         self._made_room_s = float("-inf")
         self._was_full = False
+        self._filled_s: dict[str, float] = {}
+        """Since when a pack holds something that the bucket does not have."""
         self._failures = _Failures()
 
     async def run_settling(self) -> None:
@@ -117,6 +124,44 @@ class Services:
             await anyio.sleep(RECOVERY_INTERVAL_S)
             if not is_alone(self._store.peers):
                 await self._beside("recovery", lambda _, store: recover(store))
+
+    async def run_sending(self) -> None:
+        """Have a bucket get what processes that died left on the disk, for ever."""
+        if self._store.packs_url is None:
+            await anyio.sleep_forever()
+        while True:
+            try:
+                await self._store.disk.sync(self._store.send_orphans)
+                self._failures.done("sending")
+            except errors.StoreHung:
+                pass  # the disk has said so
+            except errors.EngineError as error:
+                self._failures.failed("sending", error, "trying again")
+            await anyio.sleep(RECOVERY_INTERVAL_S)
+
+    async def run_merging(self) -> None:
+        """Make large packs of the small ones that fsync leaves in a bucket, for ever."""
+        if self._store.packs_url is None:
+            await anyio.sleep_forever()
+        before = gc_queries.count_sealed(self._store.database.connection)
+        while True:
+            await anyio.sleep(MERGE_INTERVAL_S)
+            now = gc_queries.count_sealed(self._store.database.connection)
+            if now - before >= MERGE_PACKS:
+                await self._beside(
+                    "merging packs", lambda _, store: gc.collect(store, dead_share=2)
+                )
+                before = gc_queries.count_sealed(self._store.database.connection)
+            before = min(before, now)
+
+    async def run_copying(self) -> None:
+        """Put copies of the metadata into the bucket that packs live in, for ever."""
+        interval_s = self._store.config.metadata_interval_s
+        if self._store.packs_url is None or not interval_s:
+            await anyio.sleep_forever()
+        while True:
+            await anyio.sleep(interval_s)
+            await self._beside("the copy of the metadata", lambda _, store: put_metadata(store))
 
     async def run_retention(self) -> None:
         """Prune by the store's policy, again and again; without one, do nothing for ever."""
@@ -203,7 +248,21 @@ class Services:
             await self._engine.sync()
             self._synced = (now_s, head)
         await self._store.disk.sync(self._store.checkpoint)
+        if self._store.packs_url is not None:
+            await self._send_old_packs()
         await self._retire_packs()
+
+    async def _send_old_packs(self) -> None:
+        """Begin new packs where the bucket has been waiting for those of now long enough."""
+        now_s = time.monotonic()
+        packs = [p for p in self._store.chunks.packs_written() if not p.sealed]
+        self._filled_s = {
+            p.pack: self._filled_s.get(p.pack, now_s) for p in packs if p.length > PACK_HEADER_SIZE
+        }
+        limit_s = self._store.config.upload_interval_s
+        old = {pack for pack, since_s in self._filled_s.items() if now_s - since_s >= limit_s}
+        if old:
+            await self._store.disk.sync(self._store.chunks.finish, old)
 
     async def _retire_packs(self) -> None:
         """Have recovery, and nobody but gc, look into complete packs no more."""
@@ -229,6 +288,7 @@ class Services:
             if await self._content.leave_packs(names):
                 # What goes may have been fsynced: what takes its place must be as durable.
                 await self._engine.sync()
+                await self._engine.secure()
             self._store.with_reserve(gc_queries.note_seen, connection, names, self._store.owner)
 
 
@@ -243,6 +303,11 @@ def _prune(policy: Retention, dead_share: float, stop: threading.Event, store: S
     )  # fmt: skip
     if done.excess_bytes:
         log.info("history is %d bytes above max_history", done.excess_bytes)
+
+
+def _merge_packs(stop: threading.Event, store: Store) -> None:
+    store.stop_on(stop)
+    gc.collect(store, dead_share=gc.SMALL_ONLY)
 
 
 def _scrub_if_due(policy: Scrub, stop: threading.Event, store: Store) -> None:

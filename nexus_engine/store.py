@@ -3,7 +3,8 @@
 ::
 
     STORE/meta.db      metadata and log (SQLite)
-    STORE/packs/…      chunks
+    STORE/packs/…      chunks; where packs live in a bucket, those that it does not have yet
+    STORE/cache/…      copies of what is in the bucket
     STORE/reserve      space held back for emptying a full disk
     STORE/store.yaml   settings, optional
     STORE/peers/…      a lock, a socket and a journal for each process that has the store open
@@ -15,13 +16,13 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any, ParamSpec, TypeVar
 
 from nexus_engine import errors
-from nexus_engine.backends.local import LocalObjectStore
+from nexus_engine.backends.base import ObjectStore
 from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
 from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
@@ -31,6 +32,7 @@ from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import claim, describe, living, synced_by_others
+from nexus_engine.placing import find_packs_url, limit_s, move_in, open_objects, send_orphans
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve
 from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
@@ -51,7 +53,14 @@ _BEFORE_CREATION = {CONFIG_NAME, "daemon.log", "packs", "peers"}
 class Store:
     """The open store. Use from one thread, but for ``sync`` and ``checkpoint``."""
 
-    def __init__(self, path: FilePath, database: Database, config: StoreConfig, clock: Clock):
+    def __init__(
+        self,
+        path: FilePath,
+        database: Database,
+        config: StoreConfig,
+        clock: Clock,
+        beside: Store | None = None,
+    ) -> None:
         self.path = path
         self.config = config
         self.clock = clock
@@ -62,6 +71,8 @@ class Store:
         self._reader_connections: list[Connection] = []
         self.stopping = threading.Event()
         """Set when long work on this store is to end."""
+        self.packs_url = find_packs_url(self.reader)
+        """The bucket that packs live in, if they are not to stay in the store's directory."""
         self.peers = path / "peers"
         self.reserve = Reserve(path, config.reserve_mib * _MIB)
         self._lock = claim(self.peers)
@@ -73,10 +84,22 @@ class Store:
         self.with_reserve = self._writing.with_reserve
         self.let_wait = self._writing.let_wait
         self.settle = self._writing.settle
-        self.objects = LocalObjectStore(path)
+        # The bucket has limits of its own: it must not be taken for a disk that hangs.
+        more_s = limit_s(self.packs_url, config)
         self.disk = Disk(
-            path / "packs", read_limit_s=config.read_limit_s, sync_limit_s=config.sync_limit_s
+            path / "packs",
+            read_limit_s=config.read_limit_s and config.read_limit_s + more_s,
+            sync_limit_s=config.sync_limit_s and config.sync_limit_s + more_s,
         )
+        lender = None if self.packs_url is None else beside
+        self._lent_objects = lender is not None
+        self.objects: ObjectStore = (
+            open_objects(path, self.reader, config, press=self.disk.press)
+            if lender is None
+            else lender.objects
+        )
+        self.fsync_secures = self.packs_url is not None and config.durability == "remote"
+        """fsync waits for the bucket."""
         self.chunks = ChunkStore(
             self.objects,
             path / "packs",
@@ -84,12 +107,19 @@ class Store:
             find_reusable=self._find_reusable_chunks,
             on_new_pack=self._add_pack,
             before_waiting=self._let_others_write,
+            before_securing=self.send_orphans,
+            close_others=self._close_others,
             cache_bytes=config.chunk_cache_mib * _MIB,
         )
 
     @classmethod
-    def open(cls, path: FilePath, *, clock: Clock | None = None) -> Store:
+    def open(
+        cls, path: FilePath, *, clock: Clock | None = None, beside: Store | None = None
+    ) -> Store:
         """Open an existing store.
+
+        Args:
+            beside: The same, opened by this process already: they share the way to a bucket.
 
         Raises:
             StoreNotFound, StoreInaccessible, StoreVersion, CorruptMetadata.
@@ -109,7 +139,7 @@ class Store:
         try:
             _require_no_older_user(path / "peers", connection)
             retry(migrate, connection)
-            store = cls(path, Database(connection, clock), config, clock)
+            store = cls(path, Database(connection, clock), config, clock, beside)
         except errors.EngineError:
             connection.close()
             raise
@@ -121,11 +151,22 @@ class Store:
         return store
 
     @classmethod
-    def create(cls, path: FilePath, actor: Actor, *, clock: Clock | None = None) -> Store:
+    def create(
+        cls,
+        path: FilePath,
+        actor: Actor,
+        *,
+        clock: Clock | None = None,
+        packs_url: str | None = None,
+    ) -> Store:
         """Make an empty store and open it.
 
+        Args:
+            packs_url: Where its packs are to live: an empty prefix of a bucket.
+
         Raises:
-            StoreExists: There is one, or the directory holds something else.
+            StoreExists: There is one, or the directory holds something else; or the prefix is
+                another store's.
         """
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -145,8 +186,12 @@ class Store:
         database.set_store_value("created_ns", clock.time_ns())
         database.set_store_value("next_ino", ROOT_INO + 1)
         database.transact(_make_root, actor)
-        database.sync()
-        database.close()
+        try:
+            if packs_url is not None:
+                move_in(database, packs_url)
+            database.sync()
+        finally:
+            database.close()
         (path / _UNFINISHED).rename(path / DATABASE_NAME)  # now there is a store
         for directory in (path, path.parent):
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -178,6 +223,32 @@ class Store:
         self.database.sync(state)
         self._lock.note_synced(head)
 
+    def secure(self, packs: Iterable[str] = ()) -> None:
+        """Have the bucket, if packs live in one, get all content stored so far; from any thread.
+
+        Args:
+            packs: These as well, whoever writes them.
+
+        Raises:
+            StoreHung, ObjectStoreFailed: It is not there yet.
+        """
+        if self.packs_url is not None:
+            self.chunks.secure(packs)
+
+    def drain(self) -> None:
+        """Wait until everything is in the bucket; from any thread. Goes on while that gets on.
+
+        Raises:
+            EngineError: It does not. What is left is sent by whoever opens the store next.
+        """
+        self.objects.drain()
+
+    def send_orphans(self) -> None:
+        """Have the bucket get what processes that are gone left on this disk; from any thread."""
+        own = {pack.pack for pack in self.chunks.packs_written()}
+        with self._lent_reader() as reader:
+            send_orphans(self.path, self.objects, reader, own)
+
     def _rely_on_others(self, ino: Ino) -> None:
         synced = synced_by_others(self.peers, self.owner)
         if synced is not None:
@@ -193,6 +264,11 @@ class Store:
 
     def has_unsynced_chunks(self) -> bool:
         return any(pack.synced_length < pack.length for pack in self.chunks.packs_written())
+
+    def reader_value(self, key: str) -> Any:
+        """Return a fact about the store; from any thread."""
+        with self._lent_reader() as reader:
+            return reader.store_value(key)
 
     def with_reader(self, action: Callable[[Database], R]) -> R:
         """Run queries on a connection of their own; from any thread."""
@@ -264,7 +340,8 @@ class Store:
             self.abandon(word)
 
     def _close_database(self) -> None:
-        self.objects.close()
+        if not self._lent_objects:
+            self.objects.close()
         for connection in self._reader_connections:
             connection.close()
         self.database.close()
@@ -308,10 +385,15 @@ class Store:
         finally:
             self._idle_readers.append(reader)
 
+    def _close_others(self, names: Collection[str]) -> None:
+        with self.database.wanted():
+            self.with_reader(lambda database: retry(database.close_packs, names))
+
     def _add_pack(self, name: str) -> None:
         if threading.get_ident() == self._thread:
             self.upkeep(self.database.add_pack, name, self.owner)
         else:
+            self.objects.await_room()  # not in the event loop: see `Disk.press`
             with self.database.wanted():
                 self.with_reader(lambda database: retry(database.add_pack, name, self.owner))
 

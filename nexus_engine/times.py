@@ -1,4 +1,4 @@
-"""Ages as people write them, and times of files as the database keeps them.
+"""Ages as people write them, and times of files as the database and servers keep them.
 
 In 64 bits nanoseconds since the epoch fit from 1677 to 2262. So the last codes at either end, two
 years' worth, stand for microseconds beyond: to the years 4500 and -600. Codes are ordered as the
@@ -8,6 +8,7 @@ times are.
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 _UNITS_S = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
 _AGE = re.compile("".join(rf"(?:(\d{{1,9}}){unit})?" for unit in _UNITS_S), re.ASCII)
@@ -48,3 +49,8 @@ def unpack_time(code: int) -> int:
     if code > 0:
         return (_LAST_US + code - _EXACT_MAX) * 1000
     return (_FIRST_US + 1 + code + _EXACT_MAX) * 1000
+
+
+def ns_of(when: datetime) -> int:
+    """Return nanoseconds since 1970, exactly; a float would lose some."""
+    return int(when.replace(microsecond=0).timestamp()) * 10**9 + when.microsecond * 1000

@@ -87,7 +87,7 @@ async def serve(
             await _serve(engine, mountpoint, options, watchers, place, ready, signals)
         finally:
             with trio.CancelScope(shield=True):
-                unfinished = await engine.close()
+                unfinished = await engine.close(drain=not watchers.told_restarting)
             if unfinished is not None:
                 log.error("%s", unfinished)
     log.info("unmounted %s", mountpoint)
@@ -118,6 +118,7 @@ async def _serve(
             "store": store,
             "mountpoint": mountpoint,
             "head": engine.reader.head(),
+            **({"packs_url": engine.store.packs_url} if engine.store.packs_url else {}),
             **watchers.figures(),
             **engine.figures(),
             **{k: v for k, v in scrub.summary(engine.store).items() if v is not None},
@@ -154,6 +155,9 @@ async def _serve(
                     (services.run_upkeep,),
                     (services.run_settling,),
                     (services.run_recovery,),
+                    (services.run_sending,),
+                    (services.run_copying,),
+                    (services.run_merging,),
                     (services.run_retention,),
                     (services.run_scrub,),
                     (_follow_peers, peers, invalidator),

@@ -59,6 +59,7 @@ ERRNO: dict[type[errors.EngineError], int] = {
     errors.StoreInaccessible: errno.EIO,
     errors.StoreVersion: errno.EIO,
     errors.ObjectNotFound: errno.EIO,
+    errors.ObjectChanged: errno.ESTALE,
     errors.ObjectStoreFailed: errno.EIO,
     errors.StoreHung: errno.ETIMEDOUT,
     errors.Interrupted: errno.EINTR,

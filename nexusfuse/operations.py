@@ -447,7 +447,7 @@ class Operations(pyfuse3.Operations):
 
     @fuse_request
     async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: FBT001
-        await self._engine.sync()
+        await self._engine.fsync_directory()
 
     # -- extended attributes --
 

@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests.servers import fake_gcs, rclone_s3, seaweedfs
+
+__all__ = ["fake_gcs", "rclone_s3", "seaweedfs"]
+
 CTL = [sys.executable, "-m", "nexusfuse.ctl.main"]
 TIMEOUT_S = 60
 

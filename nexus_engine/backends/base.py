@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -38,6 +38,22 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def read_stored(self, key: str, offset: int, length: int) -> View:
+        """Like `read`, from where the object is to stay: no copy of it that is nearer.
+
+        For who wants to know whether it decayed. Cheap only for one reader after the other, each
+        going on where the last one ended.
+        """
+        ...
+
+    def distrust(self, key: str) -> bool:
+        """Drop copies of an object that turned out to be wrong.
+
+        Returns:
+            Whether there were any: then another `read` may give better ones.
+        """
+        ...
+
     def size(self, key: str) -> int:
         """Return the object's length in bytes.
 
@@ -47,11 +63,42 @@ class ObjectStore(Protocol):
         ...
 
     def put_file(self, key: str, path: Path) -> None:
-        """Take over a finished local file as the object; durable when it returns.
+        """Take over a finished local file as the object; durable on this machine when it returns.
 
         The file at ``path`` belongs to the store from here on, which may move or remove it.
         An object of that key is replaced. Idempotent: a repeat after a failure finishes the
         job, however far the first attempt came.
+        """
+        ...
+
+    def is_waiting(self, key: str) -> bool:
+        """Tell whether an object is not where it is to stay yet, whoever wrote it."""
+        ...
+
+    def secure(self, others: Iterable[str] = ()) -> None:
+        """Wait until all that came through `put_file` is where it is to stay.
+
+        Args:
+            others: Objects of other processes, likewise.
+
+        Raises:
+            StoreHung, ObjectStoreFailed: It is not, yet; nothing of it is lost.
+        """
+        ...
+
+    def drain(self) -> None:
+        """Like `secure`, for as long as that gets on.
+
+        Raises:
+            EngineError: It does not. Whoever opens the store next goes on.
+        """
+        ...
+
+    def await_room(self) -> None:
+        """Wait until another object may be begun: not too many are on their way.
+
+        Raises:
+            NoSpace: It took too long.
         """
         ...
 
@@ -62,12 +109,20 @@ class ObjectStore(Protocol):
         objects that came through `put_file` are durable already.
 
         Raises:
-            ObjectNotFound: there is no such object.
+            ObjectNotFound: there is no such object, and that can be told without asking far away.
         """
         ...
 
     def iter_keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with ``prefix`` (any string), in no particular order."""
+        ...
+
+    def iter_sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Yield likewise each key with its object's length in bytes."""
+        ...
+
+    def is_near(self, key: str) -> bool:
+        """Tell whether all of an object is on this machine: a look at a part of it costs little."""
         ...
 
     def delete(self, key: str) -> None:
@@ -76,4 +131,16 @@ class ObjectStore(Protocol):
         A process that hears of a deletion by another should delete too: it lets go of what
         it keeps open, and so of the space.
         """
+        ...
+
+    def forget_deleted(self) -> None:
+        """Let go of objects that another process deleted: until then their space is not free."""
+        ...
+
+    def figures(self) -> dict[str, int]:
+        """Return gauges, for a status."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything that is open, whoever still refers to this."""
         ...

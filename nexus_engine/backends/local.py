@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -9,7 +10,7 @@ import stat
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nexus_engine.backends.base import View
@@ -58,6 +59,24 @@ class LocalObjectStore:
         except OSError as error:
             raise _explain(error, "read", key) from error
 
+    def read_stored(self, key: str, offset: int, length: int) -> View:
+        # What is in the kernel's cache says nothing of the disk, and all content once would push
+        # out what programs use.
+        try:
+            fd = os.open(self._path(key), os.O_RDONLY | _REGULAR)
+            try:
+                os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+                content = os.pread(fd, length, offset)
+                os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+                return content
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _explain(error, "read", key) from error
+
+    def distrust(self, key: str) -> bool:
+        return False
+
     def size(self, key: str) -> int:
         try:
             return os.fstat(self._get_file(key).fd).st_size
@@ -74,6 +93,18 @@ class LocalObjectStore:
             raise translate(error, f"store {key}") from error
         finally:
             self._drop(key)
+
+    def is_waiting(self, key: str) -> bool:
+        return False
+
+    def secure(self, others: Iterable[str] = ()) -> None:
+        pass
+
+    def drain(self) -> None:
+        pass
+
+    def await_room(self) -> None:
+        pass
 
     def sync(self, key: str) -> None:
         path = self._path(key)
@@ -102,6 +133,14 @@ class LocalObjectStore:
         except OSError as error:
             raise translate(error, f"list {prefix or self._root}") from error
 
+    def iter_sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        for key in self.iter_keys(prefix):
+            with contextlib.suppress(FileNotFoundError):
+                yield key, self._path(key).stat().st_size
+
+    def is_near(self, key: str) -> bool:
+        return True
+
     def delete(self, key: str) -> None:
         path = self._path(key)
         self._drop(key)
@@ -112,13 +151,18 @@ class LocalObjectStore:
             if error.errno not in _GONE:
                 raise translate(error, f"delete {key}") from error
 
+    def let_go(self, key: str) -> None:
+        """Close an object's file: it was moved away."""
+        self._drop(key)
+
+    def figures(self) -> dict[str, int]:
+        return {}
+
     def close(self) -> None:
-        """Let go of everything that is open, whoever still refers to this."""
         with self._lock:
             self._open.clear()
 
     def forget_deleted(self) -> None:
-        """Close objects that another process deleted: until then their blocks are not free."""
         with self._lock:
             files = list(self._open.items())
         # Without the lock: far away, a stat waits.

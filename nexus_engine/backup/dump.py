@@ -23,10 +23,13 @@ from nexus_engine.backup.index import Gap, fill_index
 from nexus_engine.backup.layout import Progress, explained
 from nexus_engine.backup.restoring import check_log, new_store, private
 from nexus_engine.check.fsck import Problem, check
+from nexus_engine.clock import SystemClock
 from nexus_engine.meta import backup_queries
 from nexus_engine.meta.backup_queries import INDEX_TABLES, Column
 from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
+from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
+from nexus_engine.placing import move_out
 from nexus_engine.store import Store
 
 FORMAT = 1
@@ -135,6 +138,7 @@ def load(lines: BinaryIO, path: FilePath, *, packs: FilePath | None, progress: P
             connection.run("COMMIT")
             migrate(connection)
             connection.run("BEGIN")
+            move_out(Database(connection, SystemClock()))
             index = fill_index(connection, LocalObjectStore(path), progress)
             connection.run("COMMIT")
             problems = check_log(connection, header.head, header.head_hash, progress)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from nexus_engine import errors
 from nexus_engine.backends.base import ObjectStore
-from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.backup.layout import Progress, explained
 from nexus_engine.cas.pack import (
     KIND_CHUNK,
@@ -64,7 +63,7 @@ def rebuild_index(store: Store, progress: Progress) -> Rebuilt:
     connection = store.database.connection
     connection.run("BEGIN IMMEDIATE")
     try:
-        rebuilt = fill_index(connection, LocalObjectStore(store.path), progress)
+        rebuilt = fill_index(connection, store.objects, progress)
         connection.run("COMMIT")
     finally:
         connection.rollback()
@@ -130,7 +129,7 @@ def scan_pack(objects: ObjectStore, pack: str) -> Iterator[PackRecord | Gap]:
     key = pack_key(pack)
     start = 0
     while True:
-        scan = RecordScan(lambda offset, length: objects.read(key, offset, length), start)
+        scan = RecordScan(lambda offset, length: objects.read_stored(key, offset, length), start)
         yield from scan
         if scan.stop is ScanStop.END:
             return
@@ -150,7 +149,7 @@ def _next_record(objects: ObjectStore, key: str, start: int) -> int:
     """
     size = objects.size(key)
     while start < size:
-        window = bytes(objects.read(key, start, _WINDOW))
+        window = bytes(objects.read_stored(key, start, _WINDOW))
         at = window.find(_MAGIC)
         while at >= 0:
             if _is_record(objects, key, start + at):
@@ -161,12 +160,12 @@ def _next_record(objects: ObjectStore, key: str, start: int) -> int:
 
 
 def _is_record(objects: ObjectStore, key: str, offset: int) -> bool:
-    buffer = objects.read(key, offset, RECORD_HEADER_SIZE)
+    buffer = objects.read_stored(key, offset, RECORD_HEADER_SIZE)
     try:
         if len(buffer) < RECORD_HEADER_SIZE:
             return False
         length = min(MAX_RECORD, int.from_bytes(buffer[8:12], "little"))
-        content_of(parse_record(objects.read(key, offset, length), offset))
+        content_of(parse_record(objects.read_stored(key, offset, length), offset))
     except errors.CorruptChunk:
         return False
     return True

@@ -7,7 +7,6 @@ from pathlib import Path as FilePath
 from typing import NamedTuple
 
 from nexus_engine import __version__, errors
-from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.backup.layout import (
     FORMAT,
     BackupDirectory,
@@ -20,11 +19,12 @@ from nexus_engine.backup.layout import (
 from nexus_engine.backup.packs import PackCopy
 from nexus_engine.check.damage import DamagedFile, files_of_chunks
 from nexus_engine.clock import Clock, SystemClock
-from nexus_engine.config import CONFIG_NAME
+from nexus_engine.config import CONFIG_NAME, load_config
 from nexus_engine.meta import backup_queries, check_log_queries
 from nexus_engine.meta.backup_queries import PackUse
 from nexus_engine.meta.connection import DATABASE_NAME, Connection
 from nexus_engine.meta.reader import Reader
+from nexus_engine.placing import open_objects
 
 ATTEMPTS = 10
 """How often packs may be gone by the time when they are copied: gc moves what is in them."""
@@ -117,9 +117,10 @@ class _Making:
             with closing(self._copy_database(database)) as copy:
                 uses = backup_queries.used_packs(copy)
                 backup_queries.detach(copy, uses)
-                objects = LocalObjectStore(self._store)
-                packs = PackCopy(objects, self._backup.packs, copy, self._count)
-                gone = self._copy_packs(packs, uses)
+                config = load_config(self._store)
+                with closing(open_objects(self._store, Reader(copy), config)) as objects:
+                    packs = PackCopy(objects, self._backup.packs, copy, self._count)
+                    gone = self._copy_packs(packs, uses)
                 # What a second look still finds named, and not there, is no work of gc.
                 if gone <= lost:
                     return self._finish(keep, copy, uses, packs, database)

@@ -34,6 +34,7 @@ from nexus_engine.meta import backup_queries, check_log_queries, schema
 from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate
 from nexus_engine.meta.database import Database
 from nexus_engine.oplog.verify import verify_log
+from nexus_engine.placing import move_out
 from nexus_engine.store import Store
 
 _MIB = 1 << 20
@@ -140,7 +141,7 @@ def _fill(
 ) -> Restored:
     progress("copying metadata", 0, None)
     _copy_database(source, manifest, database)
-    unusable = _restore_settings(manifest, path)
+    unusable = restore_settings(manifest.settings, path)
     copied = 0
     total = sum(manifest.packs.values())
 
@@ -151,6 +152,8 @@ def _fill(
 
     with closing(Connection(str(database), alone=True)) as index:
         migrate(index)
+        # The copy has its packs with it; the bucket is the original's.
+        move_out(Database(index, SystemClock()))
         progress("checking metadata", 0, None)
         for flaw in check_log_queries.integrity(index, thorough=False):
             raise errors.CorruptMetadata(
@@ -171,18 +174,18 @@ def _fill(
     return Restored(manifest, copied, problems, files)
 
 
-def _restore_settings(manifest: Manifest, path: FilePath) -> list[Problem]:
+def restore_settings(text: str | None, path: FilePath) -> list[Problem]:
     """Write the settings; those that would keep the store from being opened stay where they are."""
-    if manifest.settings is None:
+    if text is None:
         return []
     settings = path / CONFIG_NAME
     with explained(f"write to {settings}"):
-        settings.write_text(manifest.settings)
+        settings.write_text(text)
         try:
             load_config(path)
         except errors.InvalidArgument as error:
             settings.unlink()
-            return [Problem("store", CONFIG_NAME, f"{error}: left out, it is in the manifest")]
+            return [Problem("store", CONFIG_NAME, f"{error}: left out")]
     return []
 
 

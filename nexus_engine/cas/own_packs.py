@@ -107,12 +107,30 @@ class OwnPacks:
             writer.sync()
 
     def seal_full(self) -> None:
-        """Hand full packs over to the object store. May take long: an upload, on S3."""
+        """Hand full packs over to the object store."""
         with self._append_lock:
             if self._current is not None and self._current.full:
                 self._current = None  # held open, it would keep its blocks when gc removes it
         for writer in self._full():
             self._seal(writer)
+
+    def seal_all(self) -> None:
+        """Hand over every pack that something was appended to, full or not."""
+        with self._append_lock:
+            for writer in self._unsealed():
+                writer.finished = writer.finished or not writer.empty
+        self.seal_full()
+
+    def open_ahead(self) -> None:
+        """Have an open pack ready for the next append."""
+        with self._append_lock:
+            current = self._current
+            ready = bool(self._next) or (current is not None and not current.full)
+            if ready or self._closed:
+                return
+        opened = self._open_next()
+        with self._append_lock:
+            self._next.append(opened)
 
     def finish(self, packs: Container[str]) -> bool:
         """Append no more to these packs; tell whether any is here, and not forgotten yet."""

@@ -28,7 +28,7 @@ from nexus_engine.cas.pack import (
     parse_record,
 )
 from nexus_engine.cas.shared_sync import SharedSync
-from nexus_engine.errors import CorruptChunk, MissingChunk, ObjectNotFound
+from nexus_engine.errors import CorruptChunk, EngineError, MissingChunk, ObjectNotFound
 from nexus_engine.types import Digest
 
 _INLINE_MAX = 1 << 20
@@ -36,7 +36,7 @@ _INLINE_MAX = 1 << 20
 which a caller on an event loop serves nobody."""
 
 _ATTEMPTS = 3
-"""How often a chunk is looked up again because its pack went away in between."""
+"""How often a chunk is looked up because its pack went away in between, or a copy was bad."""
 
 
 class Location(NamedTuple):
@@ -70,6 +70,10 @@ class ChunkStore:
         on_new_pack: Called with the id of a pack before the first append to it, so that it
             can be registered. If it raises, so does the `put`.
         before_waiting: Called before a thread waits for what another one is storing.
+        before_securing: Called before `secure` waits, to have the object store take over what
+            processes that are gone left: whoever wrote what, it is covered.
+        close_others: Called with packs that other processes write and `secure` waits for: these are
+            to be finished soon.
         find_reusable: Likewise for what is to be stored, many at a time: leaves out packs that gc
             is about to drop.
         cache_bytes: Decoded chunks to keep in memory.
@@ -84,6 +88,8 @@ class ChunkStore:
         *,
         on_new_pack: Callable[[str], None],
         before_waiting: Callable[[], None] = lambda: None,
+        before_securing: Callable[[], None] = lambda: None,
+        close_others: Callable[[Collection[str]], None] = lambda _: None,
         find_reusable: Callable[[Sequence[Digest]], Mapping[Digest, Location]] | None = None,
         cache_bytes: int = 64 << 20,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
@@ -92,10 +98,13 @@ class ChunkStore:
         self._find = find
         self._find_reusable = find_reusable or self._find_each
         self._before_waiting = before_waiting
+        self._before_securing = before_securing
+        self._close_others = close_others
         self._packs = OwnPacks(objects, packs_directory, on_new_pack, new_id)
         self._cache = ChunkCache(cache_bytes)
         self._blocks = KnownBlocks()
         self._shared_sync = SharedSync(self._sync_now)
+        self._shared_securing = SharedSync(self._secure_now, fail_together=True)
         self._pending: dict[Digest, Location] = {}
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
@@ -105,6 +114,8 @@ class ChunkStore:
         self._durable: dict[str, int] = {}
         """Packs of other processes that our chunks rely on: up to which byte they are in use
         and not known to be durable, and up to which they are."""
+        self._unsecured: set[str] = set()
+        """Those of them that are not known to be where they are to stay."""
 
     def put(self, data: BytesLike) -> Digest:
         """Store a chunk unless it is there already.
@@ -268,7 +279,12 @@ class ChunkStore:
         record = self._read_pack_resident(location.pack, location.offset, location.stored_length)
         if record is None:
             return None
-        return _slice(self._accept(digest, location, record, length), offset, length)
+        try:
+            return _slice(self._accept(digest, location, record, length), offset, length)
+        except CorruptChunk:
+            if self._objects.distrust(pack_key(location.pack)):
+                return None
+            raise
 
     def sync(self) -> None:
         """Make everything put before the call durable; callers at one time share the work.
@@ -280,6 +296,21 @@ class ChunkStore:
                 tries again, and writes again what the kernel may have given up.
         """
         self._shared_sync()
+
+    def secure(self, packs: Iterable[str] = ()) -> None:
+        """Have everything put before the call where it is to stay, such as in a bucket.
+
+        Callers at one time share the work: what all of them put is one object.
+
+        Args:
+            packs: These as well, whoever writes them.
+
+        Raises:
+            NoSpace, StoreInaccessible, ObjectStoreFailed, StoreHung: It is not there yet.
+        """
+        with self._lock:
+            self._unsecured.update(packs)
+        self._shared_securing()
 
     def seal_full(self) -> None:
         """Hand full packs over to the object store; from a background thread, now and then.
@@ -373,6 +404,7 @@ class ChunkStore:
         if self._packs.find(pack) is None and self._durable.get(pack, 0) < end:
             with self._lock:
                 self._borrowed[pack] = max(end, self._borrowed.get(pack, 0))
+                self._unsecured.add(pack)
 
     def _append(
         self, digests: list[Digest], contents: dict[Digest, BytesLike], intent: bytes | None
@@ -406,6 +438,7 @@ class ChunkStore:
 
     def _load(self, digest: Digest, wanted: int) -> View:
         gone: Location | None = None
+        doubted = False
         for _ in range(_ATTEMPTS):
             location = self._locate(digest)
             if location is None or location == gone:
@@ -418,14 +451,21 @@ class ChunkStore:
                 # gc may have moved it to another pack since we looked.
                 gone = location
                 continue
-            return self._accept(digest, location, record, wanted)
+            try:
+                return self._accept(digest, location, record, wanted)
+            except CorruptChunk:
+                # What is far away may be right, and the copy of it that is near is not.
+                if doubted or not self._objects.distrust(pack_key(location.pack)):
+                    raise
+                doubted = True
         where = f"pack {gone.pack} is gone" if gone else "it is in no index"
         raise MissingChunk(f"chunk {digest.hex()} is missing: {where}; run `nexus-ctl fsck`")
 
     def _read_pack(self, pack: str, offset: int, length: int) -> View:
         source = self._packs.find(pack)
         if source is not None:
-            return source.read(offset, length)
+            with contextlib.suppress(ObjectNotFound):  # sealed since, and sent away
+                return source.read(offset, length)
         return self._objects.read(pack_key(pack), offset, length)
 
     def _read_pack_resident(self, pack: str, offset: int, length: int) -> View | None:
@@ -473,6 +513,22 @@ class ChunkStore:
             begin = location.offset + RECORD_HEADER_SIZE
             self._blocks.note(digest, location.pack, begin, content)
         return content
+
+    def _secure_now(self) -> None:
+        self._packs.seal_all()
+        # Here, where nobody waits but for a bucket: registering a pack waits for the disk. If there
+        # is no room for one, whoever writes next is told.
+        with contextlib.suppress(EngineError):
+            self._packs.open_ahead()
+        self._before_securing()
+        with self._lock:
+            borrowed = set(self._unsecured)
+        near = {pack for pack in borrowed if self._objects.is_waiting(pack_key(pack))}
+        if near:
+            self._close_others(near)
+        self._objects.secure(pack_key(pack) for pack in near)
+        with self._lock:
+            self._unsecured -= borrowed
 
     def _sync_now(self) -> None:
         self._packs.sync()

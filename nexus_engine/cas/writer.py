@@ -19,7 +19,7 @@ from nexus_engine.cas.pack import (
     encode_pack_header,
     encode_record,
 )
-from nexus_engine.errors import EngineError, ObjectStoreFailed
+from nexus_engine.errors import EngineError, ObjectNotFound, ObjectStoreFailed
 
 _IOV_MAX = 1024
 """Buffers that Linux takes in one pwritev(2)."""
@@ -105,14 +105,23 @@ class PackWriter:
         return offsets
 
     def read(self, offset: int, length: int) -> View:
+        """Return ``length`` bytes from ``offset``; fewer only at the end.
+
+        Raises:
+            ObjectNotFound: It is sealed, and gone from here.
+        """
         try:
             return self._open().read(offset, length)
+        except FileNotFoundError as error:
+            raise ObjectNotFound(f"{self.path} is gone") from error
         except OSError as error:
             raise translate(error, f"read {self.path}") from error
 
     def read_resident(self, offset: int, length: int) -> View | None:
         try:
             return self._open().read_resident(offset, length)
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise translate(error, f"read {self.path}") from error
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from nexus_engine import errors
-from nexus_engine.backends.local import LocalObjectStore
+from nexus_engine.backends.base import ObjectStore
 from nexus_engine.cas.pack import (
     KIND_CHUNK,
     MAX_RECORD,
@@ -32,16 +32,21 @@ _MAGIC = b"NXR1"
 _NO_FILE = "the file of its pack is gone"
 
 _LOST = "put the pack from a backup of the store into packs, then fsck --repair"
-Flaw = Callable[[LocalObjectStore, ChunkRow], str | None]
+Flaw = Callable[[ObjectStore, ChunkRow], str | None]
 
 
 def packs_are_there(store: Store) -> Iterator[Problem]:
     """A pack without chunks may be missing: its process died before it wrote anything."""
-    objects = LocalObjectStore(store.path)
+    objects = store.objects
+    sizes = dict(objects.iter_sizes("packs/"))
     for name, owner, end in check_content_queries.iter_packs(store.database.connection):
+        key = pack_key(name)
         try:
-            size = objects.size(pack_key(name))
-            found = parse_pack_header(objects.read(pack_key(name), 0, PACK_HEADER_SIZE))
+            # One that is not in the list may have been begun since.
+            size = sizes.get(key) or objects.size(key)
+            found = name
+            if objects.is_near(key):
+                found = parse_pack_header(objects.read(key, 0, PACK_HEADER_SIZE))
         except errors.ObjectNotFound:
             if end and not _was_emptied(store, name):
                 yield Problem("pack-missing", f"pack {name}", f"the file is gone; {_LOST}")
@@ -69,13 +74,12 @@ def _was_emptied(store: Store, name: str) -> bool:
 
 def packs_are_known(store: Store) -> Iterator[Problem]:
     """A pack is registered before anything but its header is in it."""
-    objects = LocalObjectStore(store.path)
     # Not the view that the check reads: a process may have begun a pack since that was taken.
     connection = Connection(store.database.connection.path)
     try:
-        for key in objects.iter_keys("packs/"):
+        for key, size in store.objects.iter_sizes("packs/"):
             name = key.removeprefix("packs/").removesuffix(".pack")
-            if _has_records(objects, key) and not check_content_queries.is_registered(
+            if size > PACK_HEADER_SIZE and not check_content_queries.is_registered(
                 connection, name
             ):
                 message = "is in no index: its chunks belong to a newer meta.db; do not delete it"
@@ -110,24 +114,26 @@ def _flaws(store: Store, find_flaw: Flaw, lost: set[Digest]) -> Iterator[tuple[s
 
 def iter_flaws(store: Store, find_flaw: Flaw) -> Iterator[tuple[ChunkRow, str]]:
     """Yield each chunk that is not where the index says, and why."""
-    objects = LocalObjectStore(store.path)
     # Not the view that the check reads: gc may have moved a chunk since that was taken.
     now = Connection(store.database.connection.path)
     try:
         for chunk in check_content_queries.iter_chunks(store.database.connection):
-            flaw = find_flaw(objects, chunk)
+            flaw = find_flaw(store.objects, chunk)
             if flaw is not None and check_content_queries.is_at(now, chunk):
                 yield chunk, flaw
     finally:
         now.close()
 
 
-def header_flaw(objects: LocalObjectStore, chunk: ChunkRow) -> str | None:
-    """Quick: look at the header of the record, not at what it holds."""
+def header_flaw(objects: ObjectStore, chunk: ChunkRow) -> str | None:
+    """Quick: look at the header of the record, not at what it holds.
+
+    Of what lies in a bucket, not even that: it would take all of it to come here.
+    """
     return place_flaw(chunk) or _header_flaw(objects, chunk)
 
 
-def content_flaw(objects: LocalObjectStore, chunk: ChunkRow) -> str | None:
+def content_flaw(objects: ObjectStore, chunk: ChunkRow) -> str | None:
     """Thorough: read the chunk and compare checksum and SHA-256."""
     return place_flaw(chunk) or _content_flaw(objects, chunk)
 
@@ -143,9 +149,13 @@ def place_flaw(chunk: ChunkRow) -> str | None:
     return None
 
 
-def _header_flaw(objects: LocalObjectStore, chunk: ChunkRow) -> str | None:
+def _header_flaw(objects: ObjectStore, chunk: ChunkRow) -> str | None:
+    key = pack_key(str(chunk.pack))
     try:
-        header = objects.read(pack_key(str(chunk.pack)), chunk.offset, RECORD_HEADER_SIZE)
+        if not objects.is_near(key):
+            short = objects.size(key) < chunk.offset + chunk.stored_length
+            return "the pack ends before it does" if short else None
+        header = objects.read(key, chunk.offset, RECORD_HEADER_SIZE)
     except errors.ObjectNotFound:
         return _NO_FILE
     if len(header) < RECORD_HEADER_SIZE:
@@ -160,9 +170,9 @@ def _header_flaw(objects: LocalObjectStore, chunk: ChunkRow) -> str | None:
     return None
 
 
-def _content_flaw(objects: LocalObjectStore, chunk: ChunkRow) -> str | None:
+def _content_flaw(objects: ObjectStore, chunk: ChunkRow) -> str | None:
     try:
-        buffer = objects.read(pack_key(str(chunk.pack)), chunk.offset, chunk.stored_length)
+        buffer = objects.read_stored(pack_key(str(chunk.pack)), chunk.offset, chunk.stored_length)
         record = parse_record(buffer, chunk.offset)
         content_of(record)
     except errors.ObjectNotFound:
@@ -172,13 +182,6 @@ def _content_flaw(objects: LocalObjectStore, chunk: ChunkRow) -> str | None:
     if record.digest != chunk.digest:
         return f"the chunk {record.digest.hex()} is in its place"
     return None
-
-
-def _has_records(objects: LocalObjectStore, key: str) -> bool:
-    try:
-        return objects.size(key) > PACK_HEADER_SIZE
-    except errors.ObjectNotFound:
-        return False
 
 
 def quick_invariant(lost: set[Digest]) -> Invariant:

@@ -7,7 +7,6 @@ notes how far it is, and goes on from there when it is run again.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -183,30 +182,21 @@ def _is_damaged(store: Store, chunk: ChunkRow) -> bool:
 
 
 def _flaw(store: Store, chunk: ChunkRow) -> str | None:
-    """Say what is wrong with a chunk on the disk.
-
-    Not through the object store: what is in the kernel's cache says nothing of the disk, and all
-    content once would push out what programs use.
-    """
+    """Say what is wrong with a chunk where it is stored, whatever copies of it are nearer."""
     flaw = place_flaw(chunk)
     if flaw is not None:
         return flaw
+    key = pack_key(str(chunk.pack))
     try:
-        fd = os.open(store.path / pack_key(str(chunk.pack)), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        return f"the pack cannot be opened: {error.strerror}"
-    try:
-        place = (chunk.offset, chunk.stored_length)
-        os.posix_fadvise(fd, *place, os.POSIX_FADV_DONTNEED)
-        record = parse_record(os.pread(fd, chunk.stored_length, chunk.offset), chunk.offset)
+        stored = store.objects.read_stored(key, chunk.offset, chunk.stored_length)
+        record = parse_record(stored, chunk.offset)
         content_of(record)
-        os.posix_fadvise(fd, *place, os.POSIX_FADV_DONTNEED)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+    except errors.StoreHung:
+        raise  # it says nothing of the chunk
+    except errors.BackendError as error:
+        return f"the pack cannot be read: {error}"
     except errors.CorruptChunk as error:
         return str(error)
-    finally:
-        os.close(fd)
     return None if record.digest == chunk.digest else "another chunk is in its place"
 
 

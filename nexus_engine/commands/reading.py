@@ -65,14 +65,27 @@ def status(work: Work, args: NoArguments) -> Reply:
         "snapshots": len(snapshots.list_all(work.store.database)),
         "disk_free_bytes": disk.f_bavail * disk.f_frsize,
         **scrub.summary(work.store),
+        **_bucket(work.store),
+    }
+
+
+def _bucket(store: Store) -> dict[str, Any]:
+    if store.packs_url is None:
+        return {}
+    unsent = [path.stat().st_size for path in (store.path / "packs").glob("*.pack")]
+    figures = store.objects.figures()
+    return {
+        "packs_url": store.packs_url,
+        "durability": store.config.durability,
+        "not_in_bucket_bytes": sum(unsent),
+        "cache_bytes": figures["cache_bytes"],
+        "bucket_silent_s": figures.get("bucket_silent_s"),
     }
 
 
 def stats(work: Work, args: NoArguments) -> Reply:
     """Return figures: how much is kept, and where."""
-    packs = [
-        path.stat().st_size for path in (work.store.path / "packs").rglob("*") if path.is_file()
-    ]
+    packs = [size for _, size in work.store.objects.iter_sizes("packs/")]
     wal_bytes = work.store.database.connection.wal_bytes()
     return {
         "operations": work.store.reader.head(),

@@ -261,6 +261,11 @@ class Database:
         except OSError as error:
             raise translate(error, f"sync {path}") from error
 
+    def close_packs(self, names: Iterable[str]) -> None:
+        """Have the owners of packs, if they have any, finish them soon."""
+        sql = "UPDATE pack SET closing = 1 WHERE name = ? AND owner IS NOT NULL"
+        self.connection.run_many(sql, [(name,) for name in names])
+
     def seal_pack(self, name: str) -> None:
         self.connection.run("UPDATE pack SET owner = NULL WHERE name = ?", (name,))
 

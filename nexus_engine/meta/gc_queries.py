@@ -69,6 +69,12 @@ def all_packs(connection: Connection) -> list[tuple[int, str]]:
     return connection.all("SELECT id, name FROM pack ORDER BY id")
 
 
+def count_sealed(connection: Connection) -> int:
+    """Return how many packs nobody appends to any more."""
+    (count,) = connection.one("SELECT count(*) FROM pack WHERE owner IS NULL") or (0,)
+    return int(count)
+
+
 def pack_use(connection: Connection) -> list[PackUse]:
     """Return every pack; after ``find_live``, or whatever else filled ``temp.live``."""
     return [PackUse._make(row) for row in connection.all(_USE)]

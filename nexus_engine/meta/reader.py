@@ -273,6 +273,11 @@ class Reader:
         row = self._one("SELECT seq FROM snapshot WHERE name = ?", (name,))
         return None if row is None else row[0]
 
+    def is_sealed(self, pack: str) -> bool:
+        """Tell whether a pack is known, and nobody appends to it any more."""
+        row = self._connection.one("SELECT owner FROM pack WHERE name = ?", (pack,))
+        return row == (None,)
+
     def store_value(self, key: str) -> Any:
         row = self._one("SELECT value FROM store WHERE key = ?", (key,))
         return None if row is None else row[0]

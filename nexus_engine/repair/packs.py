@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from nexus_engine import errors
 from nexus_engine.backends.files import translate
-from nexus_engine.backends.local import LocalObjectStore
 from nexus_engine.backup.index import Gap, scan_pack
 from nexus_engine.cas.pack import (
     KIND_CHUNK,
@@ -43,7 +42,7 @@ def find_elsewhere(
     store: Store, wanted: set[Digest], progress: Callable[[str, int, int | None], None]
 ) -> dict[Digest, Place]:
     """Return where chunks are, whole, in any pack. Reads all of them."""
-    objects = LocalObjectStore(store.path)
+    objects = store.objects
     keys = sorted(key for key in objects.iter_keys("packs/") if key.endswith(".pack"))
     found: dict[Digest, Place] = {}
     for number, key in enumerate(keys):
@@ -76,9 +75,9 @@ def index(flawed: set[Digest], found: dict[Digest, Place], mending: Mending) -> 
 
 def headers(store: Store, mending: Mending) -> None:
     """A pack's header says nothing but its name and version, which are known."""
-    objects = LocalObjectStore(store.path)
+    objects = store.objects
     for name, owner, end in check_content_queries.iter_packs(mending.connection):
-        if not end and owner is not None:
+        if (not end and owner is not None) or not objects.is_near(pack_key(name)):
             continue
         try:
             header = objects.read(pack_key(name), 0, PACK_HEADER_SIZE)

@@ -144,7 +144,7 @@ def _backup_blocks(reply: dict[str, Any]) -> Iterator[render.Block]:
 
 
 @click.command("restore-store")
-@click.argument("directory", metavar="BACKUP", type=DIRECTORY)
+@click.argument("directory", metavar="BACKUP|URL", type=DIRECTORY)
 @click.argument("new_store", type=DIRECTORY, required=False)
 @click.option("--generation", metavar="NAME", help="Which one; default: the newest.")
 @common_options
@@ -152,10 +152,19 @@ def _backup_blocks(reply: dict[str, Any]) -> Iterator[render.Block]:
 def restore_store(
     place: Place, directory: str, new_store: str | None, generation: str | None
 ) -> None:
-    """Make the store NEW_STORE, a new or empty directory, from a backup; and check it."""
+    """Make the store NEW_STORE, a new or empty directory, from a backup; and check it.
+
+    With the URL of a bucket that has a store's packs: of the latest copy of its metadata there. The
+    packs stay in the bucket, and it is this store's from now on.
+    """
     line = place.shell()
     line.verb = "restore-store"
     path = _new_store(line, new_store)
+    if "://" in directory:
+        if generation is not None:
+            raise click.UsageError("--generation is of a backup")
+        _restore_from_bucket(line, directory, path)
+        return
     source = Path(os.path.realpath(directory))
     from nexus_engine.backup import restoring
 
@@ -170,6 +179,28 @@ def restore_store(
     }
     verdict = "with damage" if reply["problems"] else "and checked it"
     summary = f"Restored op-{reply['operations']} of {reply['generation']} to {path}, {verdict}."
+    _show(line, reply, [*_damaged(reply), render.Line(summary, "bold")])
+    if reply["problems"]:
+        raise click.exceptions.Exit(DAMAGE)
+
+
+def _restore_from_bucket(line: CommandLine, url: str, path: Path) -> None:
+    from nexus_engine.backup.from_bucket import restore_from_bucket
+
+    with ProgressLine() as progress:
+        taken = restore_from_bucket(url, path, progress=progress)
+    latest = taken.latest
+    reply = {
+        "store": str(path),
+        "packs": url,
+        "operations": latest.head,
+        "head_hash": latest.head_hash,
+        "time_ns": latest.time_ns,
+        "problems": _problems(taken.problems),
+        "damaged_files": [],
+    }
+    verdict = "with damage" if reply["problems"] else "and checked it"
+    summary = f"Restored op-{latest.head} to {path}, whose packs stay in {url}, {verdict}."
     _show(line, reply, [*_damaged(reply), render.Line(summary, "bold")])
     if reply["problems"]:
         raise click.exceptions.Exit(DAMAGE)

@@ -73,6 +73,7 @@ EXIT_CODE: dict[type[errors.EngineError], int] = {
     errors.StoreInaccessible: STORE_UNUSABLE,
     errors.StoreVersion: STORE_UNUSABLE,
     errors.ObjectNotFound: STORE_UNUSABLE,
+    errors.ObjectChanged: FAILED,
     errors.ObjectStoreFailed: TRY_AGAIN,
     errors.StoreHung: TRY_AGAIN,
     errors.MetadataFailed: TRY_AGAIN,

@@ -15,6 +15,7 @@ from nexusfuse.ctl import (
     checking,
     doctor,
     history,
+    initialising,
     keeping,
     limiting,
     mounting,
@@ -112,7 +113,7 @@ def cli() -> None:
 
 _MODULES = (
     mounting, restarting, history, undoing, keeping, checking, doctor, retaining, limiting,
-    backing_up,
+    backing_up, initialising,
 )  # fmt: skip
 for _module in _MODULES:
     for _command in _module.COMMANDS:

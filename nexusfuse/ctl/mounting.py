@@ -18,6 +18,7 @@ from nexusfuse.ctl.mounts import Health, Mount
 from nexusfuse.ctl.options import DIRECTORY, json_option, shell_only
 from nexusfuse.ctl.place import Failure, Place
 from nexusfuse.ctl.processes import Behind
+from nexusfuse.ctl.render import size
 from nexusfuse.ctl.wanted import HANG_LIMIT_S, KERNEL_OPTIONS, Wanted
 
 DEFAULT_STORE = "nexus-data"
@@ -241,6 +242,25 @@ def _unmount(path: Path, mount: Mount, behind: Behind, limit_s: float, *, lazy: 
         word = owners.last_word(store / "peers", daemon)
         if word is not None:
             raise Failure(f"{path} is unmounted, but {word}", UNFINISHED)
+    if "packs_url" in status:
+        _require_sent(path, store, status["packs_url"])
+
+
+def _require_sent(path: Path, store: Path, url: str) -> None:
+    """Say what the bucket does not have, unless somebody is still to send it.
+
+    Raises:
+        Failure: It is on this disk alone.
+    """
+    from nexusfuse.ctl.bucket_troubles import unsent
+
+    waiting, _ = unsent(store)
+    if waiting and not any(True for _ in owners.living(store / "peers")):
+        raise Failure(
+            f"{path} is unmounted, but {size(waiting)} are not in {url} yet: they are kept in"
+            f" {store}, and the next mount sends them",
+            UNFINISHED,
+        )
 
 
 def _wait_all(path: Path, behind: Behind, limit_s: float) -> None:
@@ -299,7 +319,7 @@ def _wait(path: Path, pid: int, process: int, limit_s: float) -> None:
     """
     if not processes.wait(process, _PATIENCE_S):
         if sys.stderr.isatty():
-            click.echo("nexus-ctl: waiting until everything is on the disk …", err=True)
+            click.echo("nexus-ctl: waiting until everything is where it is to be kept …", err=True)
         # Where another mount namespace has a copy of the mount (a container that was started
         # meanwhile), the kernel does not end the daemon. To one that is ending this is nothing.
         with contextlib.suppress(ProcessLookupError):

@@ -10,6 +10,8 @@ import stat
 import subprocess
 from pathlib import Path
 
+import click
+
 from nexus_engine import errors
 from nexusfuse.ctl import mounts
 from nexusfuse.ctl.exit_codes import STORE_UNUSABLE
@@ -201,16 +203,31 @@ def _require_apart(wanted: Wanted) -> None:
 
 def require_store(path: Path) -> None:
     """Open the store once, so that what is wrong with it is said here; make it if it is new."""
+    from nexus_engine.placing import require_bucket
     from nexus_engine.store import Store
 
     try:
-        Store.open(path).close()
+        store = Store.open(path)
     except errors.StoreNotFound:
         make_store(path)
+        return
+    try:
+        require_bucket(store.reader)
+    except (errors.StoreHung, errors.ObjectStoreFailed) as error:
+        click.echo(
+            f"nexus-ctl: {error}; mounting all the same: what is in the cache can be read, and what"
+            " is written waits on this disk",
+            err=True,
+        )
+    finally:
+        store.close()
 
 
-def make_store(path: Path) -> None:
+def make_store(path: Path, *, packs_url: str | None = None) -> None:
     """Make a store.
+
+    Args:
+        packs_url: The bucket, if any, that its packs live in.
 
     Raises:
         Failure: There is something else.
@@ -219,7 +236,7 @@ def make_store(path: Path) -> None:
     from nexus_engine.store import Store
 
     try:
-        Store.create(path, own_actor()).close()
+        Store.create(path, own_actor(), packs_url=packs_url).close()
     except errors.StoreExists:
         raise Failure(
             f"{path} holds something else and no store: give --store an empty or new directory",

@@ -105,3 +105,25 @@ def test_a_failed_run_does_not_block_the_next() -> None:
         shared()
     shared()
     assert work.runs == 2
+
+
+def test_where_they_fail_together_nobody_tries_for_hours() -> None:
+    """Work that fails after a minute: the last of ten must not wait for ten minutes."""
+    work = Work()
+    work.fail_runs = {1}
+    with ThreadPoolExecutor(8) as pool:
+        shared = SharedSync(work, fail_together=True)
+        changed = shared._changed = Announcing()
+        first = pool.submit(shared)
+        assert work.began.acquire(timeout=30)
+        later = [pool.submit(shared) for _ in range(3)]
+        for _ in later:
+            assert changed.waiters.acquire(timeout=30)
+        work.may_end.release()
+        for caller in (first, *later):
+            with pytest.raises(ObjectStoreFailed):
+                caller.result(timeout=30)
+        assert work.runs == 1
+        work.may_end.release()
+        shared()  # who comes later tries
+        assert work.runs == 2
