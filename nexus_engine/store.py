@@ -26,6 +26,7 @@ from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
 from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
 from nexus_engine.disk import Disk
+from nexus_engine.meta.busy import retry
 from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate, older_version
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
@@ -34,7 +35,7 @@ from nexus_engine.owners import claim, describe, living, synced_by_others
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve
 from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
-from nexus_engine.writing import Writing, retry
+from nexus_engine.writing import Writing
 
 P = ParamSpec("P")
 Q = TypeVar("Q")
@@ -73,6 +74,7 @@ class Store:
         self.with_reserve = self._writing.with_reserve
         self.let_wait = self._writing.let_wait
         self.settle = self._writing.settle
+        database.shadows.run = self._writing.upkeep
         self.objects = LocalObjectStore(path)
         self.disk = Disk(
             path / "packs", read_limit_s=config.read_limit_s, sync_limit_s=config.sync_limit_s

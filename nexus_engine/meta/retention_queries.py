@@ -107,6 +107,15 @@ _NOTE_EXPIRED = (
         )
     )
 )
+_FORGET_SHADOWS = (
+    "DELETE FROM shadow WHERE ino BETWEEN ?1 AND ?2"
+    " AND NOT EXISTS (SELECT 1 FROM inode i WHERE i.ino = shadow.ino)"
+    " AND NOT EXISTS (SELECT 1 FROM inode_past p WHERE p.ino = shadow.ino)",
+    "DELETE FROM applied WHERE workspace BETWEEN ?1 AND ?2"
+    " AND NOT EXISTS (SELECT 1 FROM shadow s WHERE s.workspace = applied.workspace)",
+    "DELETE FROM workspace WHERE ino BETWEEN ?1 AND ?2"
+    " AND NOT EXISTS (SELECT 1 FROM shadow s WHERE s.workspace = workspace.ino)",
+)
 _FORGET_EXPIRED = (
     "DELETE FROM expired WHERE ino BETWEEN ?1 AND ?2"
     " AND NOT EXISTS (SELECT 1 FROM inode i WHERE i.ino = expired.ino)"
@@ -135,6 +144,8 @@ def drop_rows(connection: Connection, first: Ino, last: Ino, whole_from: Seq) ->
         dropped += connection.changes()
     connection.run(_DROP_HASHES, (first, last))
     connection.run(_FORGET_EXPIRED, (first, last))
+    for sql in _FORGET_SHADOWS:
+        connection.run(sql, (first, last))
     return dropped
 
 
@@ -229,6 +240,20 @@ def sizes_of_history(connection: Connection, whole_from: Seq) -> list[tuple[Seq,
 
 # -- what is kept --
 
+# A workspace needs what it began as, and what it was when it was made or applied, for as long as
+# there is something of it, or an undo can bring it back.
+_NEEDED = (
+    "EXISTS (SELECT 1 FROM shadow s WHERE s.workspace = {} AND ("
+    " EXISTS (SELECT 1 FROM inode i WHERE i.ino = s.ino)"
+    " OR EXISTS (SELECT 1 FROM inode_past p WHERE p.ino = s.ino)))"
+)
+_PINNED = (
+    "SELECT seq FROM snapshot"
+    f" UNION SELECT base_seq FROM workspace w WHERE {_NEEDED.format('w.ino')}"
+    f" UNION SELECT made_seq FROM workspace w WHERE {_NEEDED.format('w.ino')}"
+    f" UNION SELECT seq FROM applied a WHERE {_NEEDED.format('a.workspace')} ORDER BY 1"
+)
+
 
 def kept_moments(connection: Connection) -> list[Seq]:
     """Return the moments before ``pruned_to`` that are whole, ascending."""
@@ -236,8 +261,8 @@ def kept_moments(connection: Connection) -> list[Seq]:
 
 
 def pinned_moments(connection: Connection) -> list[Seq]:
-    """Return the moments of snapshots, ascending."""
-    return [row[0] for row in connection.all("SELECT DISTINCT seq FROM snapshot ORDER BY seq")]
+    """Return the moments of snapshots, and those that workspaces need, ascending."""
+    return [row[0] for row in connection.all(_PINNED)]
 
 
 def set_kept(connection: Connection, whole_from: Seq, moments: Iterable[tuple[Seq, bool]]) -> None:

@@ -21,6 +21,7 @@ from nexusfuse.ctl import (
     restarting,
     retaining,
     undoing,
+    workspaces,
 )
 from nexusfuse.ctl.exit_codes import FAILED, FORBIDDEN, OK, code_of_error
 from nexusfuse.ctl.options import common_options
@@ -112,7 +113,7 @@ def cli() -> None:
 
 _MODULES = (
     mounting, restarting, history, undoing, keeping, checking, doctor, retaining, limiting,
-    backing_up,
+    backing_up, workspaces,
 )  # fmt: skip
 for _module in _MODULES:
     for _command in _module.COMMANDS:

@@ -1,0 +1,119 @@
+"""Workspaces on a real mount, with real programs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from tests.conftest import TIMEOUT_S, Mount
+
+
+def fill(mount: Mount) -> None:
+    mount.sh(
+        """
+        mkdir -p base/lib/deep
+        echo readme > base/readme
+        echo one > base/lib/one
+        echo two > base/lib/two
+        echo deep > base/lib/deep/file
+        ln -s lib/one base/link
+        chmod 700 base/lib/deep
+        head -c 3000000 /dev/urandom > base/big
+        """
+    )
+
+
+def same(first: Path, second: Path) -> None:
+    """Require that two trees are the same but for times of links and inode numbers."""
+    done = subprocess.run(
+        ["diff", "-r", "--no-dereference", first, second],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.stdout + done.stderr == ""
+    listings = [
+        subprocess.run(
+            ["find", ".", "-printf", "%P %y %m %U %G %s %l\n"],
+            cwd=path,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=True,
+        ).stdout.splitlines()
+        for path in (first, second)
+    ]
+    sizes = [sorted(line for line in listing if " d " not in line) for listing in listings]
+    assert sizes[0] == sizes[1]
+
+
+def test_a_workspace_is_a_directory_like_the_base(mount: Mount) -> None:
+    fill(mount)
+    assert "/workspaces/w" in mount.ctl("workspace", "create", "w", "--over", "base")
+    same(mount.path / "base", mount.path / "workspaces/w")
+    mount.sh("echo changed > workspaces/w/lib/one; rm -r workspaces/w/lib/deep", agent="alice")
+    assert (mount.path / "base/lib/one").read_text() == "one\n"
+    assert (mount.path / "base/lib/deep/file").read_text() == "deep\n"
+    mount.sh("echo later > base/readme")
+    assert (mount.path / "workspaces/w/readme").read_text() == "readme\n"
+    mount.remount()
+    assert (mount.path / "workspaces/w/lib/one").read_text() == "changed\n"
+    assert sorted(os.listdir(mount.path / "workspaces/w/lib")) == ["one", "two"]
+
+
+def test_git_works_in_two_workspaces_over_one_repository(mount: Mount) -> None:
+    mount.sh(
+        """
+        git init -q repo; cd repo
+        git config user.email a@b; git config user.name a
+        for i in $(seq 20); do echo $i > file$i; done
+        git add .; git commit -qm first
+        """
+    )
+    for name in ("v", "w"):
+        mount.ctl("workspace", "create", name, "--over", "repo", "--at", name)
+        mount.sh(
+            f"""
+            cd {name}
+            test -z "$(git status --porcelain)"
+            echo {name} > file1; git rm -q file2; git commit -qam {name}; git gc -q
+            git fsck --strict
+            """,
+            agent=name,
+        )
+    assert mount.sh("git -C v log --format=%s").split() == ["v", "first"]
+    assert mount.sh("git -C w log --format=%s").split() == ["w", "first"]
+    assert mount.sh("git -C repo log --format=%s; git -C repo status --porcelain") == "first\n"
+
+
+def test_removing_and_discarding_one_and_having_it_back(mount: Mount) -> None:
+    fill(mount)
+    mount.ctl("workspace", "create", "w", "--over", "base")
+    mount.sh("rm -rf workspaces/w/lib; echo mine > workspaces/w/new", agent="alice")
+    seen = mount.sh("find workspaces/w | sort")
+    mount.ctl("workspace", "discard", "w")
+    assert os.listdir(mount.path / "workspaces") == []
+    assert mount.ctl("workspace", "list") == "There are no workspaces.\n"
+    mount.ctl("undo", "--last", "1")
+    assert mount.sh("find workspaces/w | sort") == seen
+    mount.sh("cmp base/big workspaces/w/big; rm -rf workspaces/w")
+    assert len(mount.sh("find base").splitlines()) == 9
+
+
+def test_the_control_file_knows_workspaces(mount: Mount) -> None:
+    fill(mount)
+    mount.sh("echo 'workspace create w --over base --at w' > .nexus/control")
+    assert sorted(os.listdir(mount.path / "w")) == ["big", "lib", "link", "readme"]
+    mount.sh("echo 'workspace discard w' > .nexus/control")
+    assert not (mount.path / "w").exists()
+
+
+def test_a_moment_before_anybody_looked_shows_all_of_it(mount: Mount) -> None:
+    fill(mount)
+    mount.ctl("workspace", "create", "w", "--over", "base", "--at", "w")
+    mount.ctl("snapshot", "create", "then")
+    mount.sh("rm -rf base")
+    same(mount.path / ".nexus/history/then/base", mount.path / ".nexus/history/then/w")
+    same(mount.path / ".nexus/history/then/base", mount.path / "w")

@@ -1,0 +1,166 @@
+"""Workspaces: a directory that begins as another one is, and costs nothing until somebody looks."""
+
+from __future__ import annotations
+
+import pytest
+
+from nexus_engine import errors
+from nexus_engine.history.restore import restore
+from nexus_engine.history.select import Selector
+from nexus_engine.types import Seq
+from tests.unit.undoing import ROOT, redo, undo
+from tests.unit.working import apparent, discard, make, rows
+from tests.unit.worlds import ALICE, BOB, World, to_path
+
+
+async def test_a_workspace_shows_what_the_base_was_and_keeps_its_own_changes(world: World) -> None:
+    before = apparent(world, "docs")
+    made = make(world, "w", "docs")
+    await world.write("docs/a", b"changed in the base")
+    await world.unlink("docs/b")
+    assert apparent(world, "w") == before
+    await world.write("w/old/c", b"changed in the workspace")
+    assert world.read("docs/old/c") == b"first c"
+    assert world.read("w/old/c") == b"changed in the workspace"
+    assert apparent(world, "w", made.made_seq) == before
+
+
+async def test_making_one_makes_no_rows_for_what_is_in_it(world: World) -> None:
+    before = rows(world)
+    make(world, "w", "docs")
+    assert rows(world) == before + 1
+    world.store.reader.list_children(world.inode("w").ino, 0, 100)
+    assert rows(world) == before + 1 + 4  # a, b, old, s; not what is in old
+
+
+async def test_a_link_count_is_that_of_the_base_before_anybody_looks(world: World) -> None:
+    made = make(world, "w", "docs")
+    assert world.inode("w").nlink == 3
+    assert world.inode("w", made.made_seq).nlink == 3
+
+
+async def test_looking_at_a_moment_before_anybody_looked_shows_what_was_there(
+    world: World,
+) -> None:
+    before = apparent(world, "docs")
+    make(world, "w", "docs")
+    seq = world.head
+    await world.remove("docs")
+    await world.mkdir("elsewhere")
+    assert apparent(world, "w", seq) == before
+    assert apparent(world, "w") == before
+
+
+async def test_a_workspace_of_a_workspace_and_of_the_root(world: World) -> None:
+    before = apparent(world, "docs")
+    make(world, "w", "docs")
+    make(world, "v", "w")
+    make(world, "all", "")
+    assert apparent(world, "v") == before
+    assert apparent(world, "all/v") == before
+    assert not world.exists("all/all")
+
+
+async def test_a_discarded_workspace_comes_back_whole_also_what_nobody_saw(world: World) -> None:
+    before = apparent(world, "docs")
+    made = make(world, "w", "docs")
+    await world.write("w/new", b"new")
+    seq = discard(world, made)
+    assert not world.exists("w")
+    assert world.problems() == []
+    undo(world, Selector(ops=(seq,)))
+    assert world.read("w/new") == b"new"
+    await world.unlink("w/new")
+    assert apparent(world, "w", times=False) == apparent(world, "docs", times=False)
+    assert apparent(world, "w/old") == {
+        path.removeprefix(b"/old"): values
+        for path, values in before.items()
+        if path.startswith(b"/old")
+    }
+
+
+async def test_what_was_first_looked_at_after_it_was_gone_comes_back_with_it(world: World) -> None:
+    before = apparent(world, "docs")
+    made = make(world, "w", "docs")
+    seq = discard(world, made)
+    assert apparent(world, "w", Seq(seq - 1)) == before  # now there are rows, of the past
+    assert world.problems() == []
+    undo(world, Selector(ops=(seq,)))
+    assert apparent(world, "w") == before
+    redo(world)
+    assert not world.exists("w")
+    assert world.problems() == []
+
+
+async def test_rows_of_two_lives_and_the_time_between(world: World) -> None:
+    before = apparent(world, "docs")
+    made = make(world, "w", "docs")
+    seq = discard(world, made)
+    back = undo(world, Selector(ops=(seq,)))
+    assert apparent(world, "w") == before
+    assert apparent(world, "w", Seq(seq - 1)) == before
+    assert back.seq is not None
+    undo(world, Selector(ops=(back.seq,)))
+    assert not world.exists("w")
+    assert world.problems() == []
+
+
+async def test_undoing_the_making_takes_away_what_appeared(world: World) -> None:
+    made = make(world, "w", "docs")
+    assert apparent(world, "w")
+    undo(world, Selector(ops=(made.made_seq,)))
+    assert not world.exists("w")
+    assert world.problems() == []
+    redo(world)
+    assert apparent(world, "w") == apparent(world, "docs")
+
+
+async def test_a_directory_that_nobody_looked_into_is_moved_and_removed(world: World) -> None:
+    before = apparent(world, "docs/old")
+    make(world, "w", "docs")
+    await world.rename("w/old", "moved")
+    assert apparent(world, "moved") == before
+    make(world, "v", "docs")
+    with pytest.raises(errors.DirectoryNotEmpty):
+        await world.rmdir("v")
+    with pytest.raises(errors.DirectoryNotEmpty):
+        await world.rmdir("v/old")
+
+
+async def test_each_of_several_names_is_a_file_of_its_own(world: World) -> None:
+    make(world, "w", "docs")
+    await world.write("w/a", b"one of two")
+    assert world.read("w/old/a2") == b"first a"
+    assert world.inode("w/a").nlink == 1
+
+
+async def test_only_its_maker_and_the_keepers_discard_it(world: World) -> None:
+    made = make(world, "w", "docs", actor=BOB)
+    with pytest.raises(errors.OperationNotPermitted):
+        discard(world, made, actor=BOB._replace(uid=1234))
+    discard(world, made, actor=ALICE)
+
+
+async def test_a_name_is_given_to_one_that_there_is(world: World) -> None:
+    made = make(world, "w", "docs")
+    with pytest.raises(errors.AlreadyExists):
+        make(world, "w", "docs", at="other")
+    discard(world, made)
+    make(world, "w", "docs")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\nb", "\udcff", "x" * 256])
+async def test_names_that_are_no_file_names_are_refused(world: World, name: str) -> None:
+    with pytest.raises((errors.InvalidName, errors.NameTooLong)):
+        make(world, name, "docs", at="w")
+
+
+async def test_restoring_a_workspace_that_nobody_looked_into(world: World) -> None:
+    before = apparent(world, "docs")
+    made = make(world, "w", "docs")
+    seq = discard(world, made)
+    assert restore(world.store, to_path("w"), Seq(seq - 1), ROOT)
+    assert apparent(world, "w") == before
+    await world.remove("w/old")
+    restore(world.store, to_path("w"), Seq(seq - 1), ROOT, to=to_path("copy"))
+    assert apparent(world, "copy") == before

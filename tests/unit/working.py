@@ -1,0 +1,45 @@
+"""What tests of workspaces share."""
+
+from __future__ import annotations
+
+import stat
+from typing import Any
+
+from nexus_engine.history.workspaces.lifecycle import discard_workspace, make_workspace
+from nexus_engine.meta.shadows import Workspace
+from nexus_engine.types import Actor, Seq
+from tests.unit.worlds import ALICE, World, to_path
+
+_NLINK, _MTIME = 3, 5
+
+
+def make(
+    world: World, name: str, over: str, *, at: str | None = None, actor: Actor = ALICE
+) -> Workspace:
+    """Make a workspace, by default right below the root."""
+    place = to_path(name.encode(errors="surrogateescape") if at is None else at)
+    base = world.inode(over).ino
+    return world.store.transact(make_workspace, actor, name, base, place)
+
+
+def discard(world: World, workspace: Workspace, *, actor: Actor = ALICE) -> Seq:
+    return world.store.transact(discard_workspace, actor, workspace)
+
+
+def apparent(
+    world: World, path: str, at: Seq | None = None, *, times: bool = True
+) -> dict[bytes, tuple[Any, ...]]:
+    """Return what a program sees of a tree but for link counts of files."""
+    seen = {}
+    for below, values in world.tree(path, at).items():
+        links = values[_NLINK] if stat.S_ISDIR(values[0]) else None
+        mtime = values[_MTIME] if times else None
+        seen[below] = (*values[:_NLINK], links, values[_NLINK + 1], mtime, *values[_MTIME + 1 :])
+    return seen
+
+
+def rows(world: World) -> int:
+    """Return how many inodes there are."""
+    row = world.database.connection.one("SELECT count(*) FROM inode")
+    assert row is not None
+    return int(row[0])
