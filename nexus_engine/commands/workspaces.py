@@ -15,8 +15,8 @@ from nexus_engine.commands.arguments import (
 )
 from nexus_engine.commands.walking import find, may_list, require
 from nexus_engine.history.workspaces.lifecycle import discard_workspace, make_workspace
-from nexus_engine.meta import shadows
-from nexus_engine.meta.shadows import Workspace
+from nexus_engine.meta import workspace_queries
+from nexus_engine.meta.workspace_queries import Workspace
 from nexus_engine.permissions.modes import READ, SEARCH, WRITE
 from nexus_engine.types import ROOT_INO, Name, Path
 
@@ -49,7 +49,7 @@ def _require_place(work: Work, at: Path) -> None:
 
 def list_all(work: Work, args: NoArguments) -> Reply:
     """Return every workspace whose directory whoever asks may know of, oldest first."""
-    found = shadows.living_workspaces(work.store.database.connection)
+    found = workspace_queries.living_workspaces(work.store.database.connection)
     return {"workspaces": [_facts(work, each) for each in found if _may_know(work, each)]}
 
 
@@ -72,7 +72,7 @@ def named(work: Work, name: str) -> Workspace:
     Raises:
         NotFound: There is none.
     """
-    found = shadows.workspaces_called(work.store.database.connection, name)
+    found = workspace_queries.workspaces_called(work.store.database.connection, name)
     if not found:
         raise errors.NotFound(f"there is no workspace {name}; nexus-ctl workspace list shows all")
     return max(found, key=lambda workspace: workspace.made_seq)

@@ -11,7 +11,14 @@ from typing import NamedTuple
 
 from nexus_engine import errors
 from nexus_engine.fs.namespace import check_name
-from nexus_engine.history.removal import iter_children, join, remove_tree
+from nexus_engine.history.subtrees import (
+    iter_children,
+    join,
+    put_content,
+    put_xattrs,
+    remove_tree,
+    xattrs_of,
+)
 from nexus_engine.meta import retention_queries
 from nexus_engine.meta.reader import AsOfReader, Listed, resolve
 from nexus_engine.meta.transaction import Transaction
@@ -21,9 +28,7 @@ from nexus_engine.store import Store
 from nexus_engine.types import (
     NO_INO,
     ROOT_INO,
-    SIZE_MAX,
     Actor,
-    Extent,
     Ino,
     Inode,
     Name,
@@ -389,26 +394,10 @@ class _Restoration:
         if lived and now.content_seq == was.content_seq:
             return False
         old = self._then.extents(was.ino, 0, was.size) if was.size else []
-        new = tx.extents(now.ino, 0, SIZE_MAX)
-        same = _common(old, new)
-        if same == len(old) == len(new) and now.size == was.size:
-            return False
-        rest = old[same:] + new[same:]
-        if rest:
-            tx.truncate_extents(now.ino, min(extent.start for extent in rest))
-            tx.put_extents(now.ino, old[same:])
-        return True
+        return put_content(tx, now.ino, old) or now.size != was.size
 
     def _restore_xattrs(self, source: Ino, ino: Ino) -> bool:
-        tx, then = self._tx, self._then
-        old = {name: then.find_xattr(source, name) for name in then.xattr_names(source)}
-        new = {name: tx.find_xattr(ino, name) for name in tx.xattr_names(ino)}
-        for name in new.keys() - old.keys():
-            tx.remove_xattr(ino, name)
-        for name, value in old.items():
-            if value is not None and new.get(name) != value:
-                tx.put_xattr(ino, name, value)
-        return old != new
+        return put_xattrs(self._tx, ino, xattrs_of(self._then, source))
 
     def _note(
         self, action: str, path: Path, ino: Ino, parent: Ino = NO_INO, name: bytes = b""
@@ -432,14 +421,6 @@ def _differ(now: Inode, after: Inode) -> bool:
         return (inode.mode, inode.uid, inode.gid, inode.size, inode.mtime_ns, inode.target)
 
     return seen(now) != seen(after)
-
-
-def _common(old: list[Extent], new: list[Extent]) -> int:
-    """Return how many extents two lists have in common at their beginning."""
-    for index, (first, second) in enumerate(zip(old, new, strict=False)):
-        if first != second:
-            return index
-    return min(len(old), len(new))
 
 
 def _show(path: bytes) -> str:

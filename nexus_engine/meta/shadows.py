@@ -47,7 +47,7 @@ _COPY_EXTENTS = (
     " UNION ALL SELECT ?1, start, length, digest, chunk_offset, ?4 FROM extent_past"
     "  WHERE ino = ?2 AND from_seq <= ?3 AND to_seq > ?3"
 )
-_COPY_XATTRS = (
+COPY_XATTRS = (
     "INSERT INTO xattr (ino, name, value, from_seq)"
     " SELECT ?1, name, value, ?4 FROM xattr WHERE ino = ?2 AND from_seq <= ?3"
     " UNION ALL SELECT ?1, name, value, ?4 FROM xattr_past"
@@ -182,7 +182,7 @@ class Shadows:
             (ino, entry.inode.ino, pending.base_seq, pending.made_seq) for ino, entry in numbered
         ]
         change_many(_COPY_EXTENTS, copies)
-        change_many(_COPY_XATTRS, copies)
+        change_many(COPY_XATTRS, copies)
         shadows = [
             (ino, pending.workspace, entry.inode.ino, 1 if entry.inode.is_dir else None)
             for ino, entry in numbered
@@ -209,45 +209,3 @@ def _row(ino: Ino, seq: Seq, pending: _Pending, base: Inode) -> tuple[Any, ...]:
 
 def _kind(entry: Listed) -> int:
     return entry.inode.mode & 0o170000
-
-
-# -- workspaces --
-
-
-class Workspace(NamedTuple):
-    """A directory that began as another one was."""
-
-    ino: Ino
-    name: str
-    base_ino: Ino
-    base_seq: Seq
-    made_seq: Seq
-    uid: int
-
-
-_LIVING = (
-    "SELECT w.ino, w.name, w.base_ino, w.base_seq, w.made_seq, w.uid FROM workspace w"
-    " WHERE EXISTS (SELECT 1 FROM inode i WHERE i.ino = w.ino)"
-)
-
-
-def living_workspaces(connection: Connection) -> list[Workspace]:
-    """Return the workspaces that there are now, oldest first."""
-    return [Workspace._make(row) for row in connection.all(f"{_LIVING} ORDER BY w.made_seq")]
-
-
-def workspaces_called(connection: Connection, name: str) -> list[Workspace]:
-    """Return those that have a name: several, where one was discarded and came back."""
-    return [Workspace._make(row) for row in connection.all(f"{_LIVING} AND w.name = ?", (name,))]
-
-
-def add_workspace(connection: Connection, workspace: Workspace) -> None:
-    """Note that a directory is a workspace; it is pending. In a transaction of the caller."""
-    sql_text = (
-        "INSERT INTO workspace (ino, name, base_ino, base_seq, made_seq, uid)"
-        " VALUES (?, ?, ?, ?, ?, ?)"
-    )
-    connection.change(sql_text, tuple(workspace))
-    arguments = (workspace.ino, workspace.base_ino, workspace.base_seq, workspace.made_seq)
-    connection.change(_COPY_XATTRS, arguments)
-    connection.change(ADD_SHADOW, (workspace.ino, workspace.ino, workspace.base_ino, 1))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import stat
 from typing import Any
 
+from nexus_engine.history.workspaces.applying import Applied, apply_workspace
+from nexus_engine.history.workspaces.changes import plan_apply
 from nexus_engine.history.workspaces.lifecycle import discard_workspace, make_workspace
-from nexus_engine.meta.shadows import Workspace
+from nexus_engine.meta.workspace_queries import Workspace
 from nexus_engine.types import Actor, Seq
+from tests.unit.undoing import ROOT
 from tests.unit.worlds import ALICE, World, to_path
 
 _NLINK, _MTIME = 3, 5
@@ -43,3 +46,18 @@ def rows(world: World) -> int:
     row = world.database.connection.one("SELECT count(*) FROM inode")
     assert row is not None
     return int(row[0])
+
+
+def status(world: World, workspace: Workspace) -> list[tuple[str, bytes]]:
+    """Return (kind, path) of what is different; a path in conflict begins with a ``!``."""
+    planned = plan_apply(
+        world.store.reader, world.database.connection, world.database.as_of, workspace
+    )
+    return [
+        (item.kind, (b"!" if item.conflict else b"") + (item.path2 or item.path))
+        for item in planned.items
+    ]
+
+
+def apply(world: World, workspace: Workspace, *paths: str, actor: Actor = ROOT) -> Applied:
+    return world.store.transact(apply_workspace, actor, workspace, [to_path(p) for p in paths])

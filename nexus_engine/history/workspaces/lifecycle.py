@@ -7,10 +7,10 @@ from collections.abc import Container
 
 from nexus_engine import errors
 from nexus_engine.fs.namespace import add_inode, check_name
-from nexus_engine.history.removal import join, remove_tree
-from nexus_engine.meta import shadows
-from nexus_engine.meta.shadows import Workspace
+from nexus_engine.history.subtrees import join, remove_tree
+from nexus_engine.meta import workspace_queries
 from nexus_engine.meta.transaction import Transaction
+from nexus_engine.meta.workspace_queries import Workspace
 from nexus_engine.permissions import acl
 from nexus_engine.records import Change
 from nexus_engine.reserve import frees_space
@@ -28,7 +28,7 @@ def make_workspace(tx: Transaction, name: str, base_ino: Ino, at: Path) -> Works
     """
     check_workspace_name(name)
     connection = tx.connection
-    if shadows.workspaces_called(connection, name):
+    if workspace_queries.workspaces_called(connection, name):
         raise errors.AlreadyExists(f"there is a workspace {name} already")
     base = tx.get_inode(base_ino)
     if not base.is_dir:
@@ -43,7 +43,7 @@ def make_workspace(tx: Transaction, name: str, base_ino: Ino, at: Path) -> Works
     tx.touch_directory(parent, subdirectories=1)
     tx.add_touched(ino, parent, last)
     workspace = Workspace(ino, name, base_ino, tx.head_seq, seq, tx.actor.uid)
-    shadows.add_workspace(connection, workspace)
+    workspace_queries.add_workspace(connection, workspace)
     tx.forget_shadows()
     details = {"name": name, "base_seq": workspace.base_seq}
     tx.commit(Change("workspace", ino, at, base_path, details))

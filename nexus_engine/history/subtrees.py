@@ -1,4 +1,4 @@
-"""Removing a subtree as a part of one operation; and walking one while it changes."""
+"""Parts of operations that change many things: removing a subtree, putting content and xattrs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
 from nexus_engine.fs.namespace import drop_link
-from nexus_engine.meta.reader import Listed
+from nexus_engine.meta.reader import Listed, View
 from nexus_engine.meta.transaction import Transaction
-from nexus_engine.types import Ino, Inode, Name, Path
+from nexus_engine.types import SIZE_MAX, Extent, Ino, Inode, Name, Path
 
 _PAGE = 512
 
@@ -65,6 +65,42 @@ def iter_children(
     while page := list_children(directory, after, _PAGE):
         yield from page
         after = page[-1].cookie
+
+
+def put_content(tx: Transaction, ino: Ino, wanted: list[Extent]) -> bool:
+    """Lay extents down in a file where its own are others; tell whether there were any."""
+    there = tx.extents(ino, 0, SIZE_MAX)
+    same = _common(wanted, there)
+    rest = wanted[same:] + there[same:]
+    if rest:
+        tx.truncate_extents(ino, min(extent.start for extent in rest))
+        tx.put_extents(ino, wanted[same:])
+    return bool(rest)
+
+
+def _common(old: list[Extent], new: list[Extent]) -> int:
+    """Return how many extents two lists have in common at their beginning."""
+    for index, (first, second) in enumerate(zip(old, new, strict=False)):
+        if first != second:
+            return index
+    return min(len(old), len(new))
+
+
+def put_xattrs(tx: Transaction, ino: Ino, wanted: dict[bytes, bytes]) -> bool:
+    """Give an inode these extended attributes and no others; tell whether that changes any."""
+    there = xattrs_of(tx, ino)
+    for name in there.keys() - wanted.keys():
+        tx.remove_xattr(ino, name)
+    for name, value in wanted.items():
+        if there.get(name) != value:
+            tx.put_xattr(ino, name, value)
+    return wanted != there
+
+
+def xattrs_of(view: View, ino: Ino) -> dict[bytes, bytes]:
+    """Return the extended attributes of an inode, with their values."""
+    found = {name: view.find_xattr(ino, name) for name in view.xattr_names(ino)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def join(directory: bytes, name: bytes) -> Path:
