@@ -151,6 +151,24 @@ class MakeWorkspaceArguments(WorkspaceArguments, frozen=True):
     at: str | None = None
 
 
+Paths = Annotated[list[str], msgspec.Meta(max_length=PAGE_MAX)]
+
+
+class ReviewArguments(WorkspaceArguments, frozen=True):
+    """Of a workspace: these paths and what is below them, relative to it; none: all."""
+
+    paths: Paths = []
+
+
+class PatchArguments(ReviewArguments, frozen=True):
+    skip: Number = 0
+    """So many changes were shown already."""
+
+
+class ApplyArguments(ReviewArguments, frozen=True):
+    dry_run: bool = False
+
+
 class FsckArguments(Arguments, frozen=True):
     """Of fsck and repair."""
 

@@ -7,19 +7,30 @@ from typing import Any
 from nexus_engine import errors
 from nexus_engine.commands import Reply, Work
 from nexus_engine.commands.arguments import (
+    ApplyArguments,
     MakeWorkspaceArguments,
     NoArguments,
+    PatchArguments,
+    ReviewArguments,
     WorkspaceArguments,
     to_path,
     to_text,
 )
-from nexus_engine.commands.walking import find, may_list, require
+from nexus_engine.commands.changing import HIDDEN
+from nexus_engine.commands.walking import find, groups_of, is_keeper, may_list, reach, require
+from nexus_engine.history.subtrees import join
+from nexus_engine.history.workspaces.applying import apply_workspace
+from nexus_engine.history.workspaces.changes import Item, Plan, plan_apply
 from nexus_engine.history.workspaces.lifecycle import discard_workspace, make_workspace
+from nexus_engine.history.workspaces.reviewing import patch_of
 from nexus_engine.meta import workspace_queries
 from nexus_engine.meta.workspace_queries import Workspace
 from nexus_engine.permissions.modes import READ, SEARCH, WRITE
 from nexus_engine.types import ROOT_INO, Name, Path
 
+PATCH_BYTES = 1 << 20
+"""Of text in one reply to ``diff``, about; who wants more asks again."""
+PATCHES_MAX = 1000
 DIRECTORY = "workspaces"
 """Where a workspace is that nobody chose a place for."""
 
@@ -56,6 +67,120 @@ def list_all(work: Work, args: NoArguments) -> Reply:
 def _may_know(work: Work, workspace: Workspace) -> bool:
     path = work.store.reader.find_path(workspace.ino)
     return path is not None and may_list(work.store, path, work.actor)
+
+
+def status(work: Work, args: ReviewArguments) -> Reply:
+    """Return what is different in a workspace: what an apply would do, and conflicts."""
+    found = named(work, args.name)
+    plan = _plan(work, found, args)
+    return _facts(work, found) | _items(_Shown(work, found), plan.items)
+
+
+def diff(work: Work, args: PatchArguments) -> Reply:
+    """Return changes with the text that goes and comes, as many as fit in a reply.
+
+    ``next`` is what to skip for those that come after, ``None`` where these are the last.
+    """
+    found = named(work, args.name)
+    plan = _plan(work, found, args)
+    shown = _Shown(work, found)
+    changes: list[dict[str, Any]] = []
+    size = 0
+    for item in plan.items[args.skip :]:
+        text = patch_of(work.store, plan, item) if shown.may_read(item) else ""
+        changes.append(shown.fields(item) | {"patch": text})
+        size += len(text)
+        if size > PATCH_BYTES or len(changes) >= PATCHES_MAX:
+            break
+    end = args.skip + len(changes)
+    more = end if end < len(plan.items) else None
+    return {"name": found.name, "changes": changes, "next": more}
+
+
+def apply(work: Work, args: ApplyArguments) -> Reply:
+    """Carry what changed in a workspace over into the base; conflicts are left alone."""
+    found = named(work, args.name)
+    if args.dry_run:
+        return status(work, args) | {"seq": None, "dry_run": True}
+    done = work.store.transact(
+        apply_workspace,
+        work.actor,
+        found,
+        _paths(args),
+        groups=groups_of(work.actor),
+        keep=work.keep,
+        progress=lambda done, total: work.progress("applying", done, total),
+    )
+    facts = _facts(work, found) | _items(_Shown(work, found), done.items)
+    return facts | {"seq": done.seq, "dry_run": False}
+
+
+def _plan(work: Work, workspace: Workspace, args: ReviewArguments) -> Plan:
+    database = work.store.database
+    return plan_apply(database.reader, database.connection, database.as_of, workspace, _paths(args))
+
+
+def _paths(args: ReviewArguments) -> list[Path]:
+    return [to_path(path.strip("/")) for path in args.paths]
+
+
+def _items(shown: _Shown, items: list[Item]) -> dict[str, Any]:
+    return {
+        "change_count": sum(not item.conflict for item in items),
+        "changes": [shown.fields(item) for item in items if not item.conflict],
+        "conflicts": [shown.fields(item) for item in items if item.conflict],
+    }
+
+
+class _Shown:
+    """What whoever asks may know of a workspace: names in directories that he may list."""
+
+    def __init__(self, work: Work, workspace: Workspace) -> None:
+        self._work = work
+        self._all = is_keeper(work.store, work.actor)
+        reader = work.store.reader
+        tops = (reader.find_path(ino) for ino in (workspace.ino, workspace.base_ino))
+        self._tops = [top for top in tops if top is not None]
+        self._known: dict[Path, bool] = {}
+
+    def fields(self, item: Item) -> dict[str, Any]:
+        return {
+            "change": item.kind,
+            "path": self._text(item.path),
+            "path2": None if item.path2 is None else self._text(item.path2),
+            "conflict": item.conflict or None,
+        }
+
+    def _text(self, path: Path) -> str:
+        return to_text(path) if self._all or self._may_list(path) else HIDDEN
+
+    def _may_list(self, path: Path) -> bool:
+        directory = Path(path.rpartition(b"/")[0])
+        known = self._known.get(directory)
+        if known is None:
+            store, actor = self._work.store, self._work.actor
+            places = [join(top, path) if top else path for top in self._tops]
+            known = any(may_list(store, place, actor) for place in places)
+            self._known[directory] = known
+        return known
+
+    def may_read(self, item: Item) -> bool:
+        """Tell whether text of an item may be shown: where both sides can be read today."""
+        if self._all:
+            return True
+        store, actor = self._work.store, self._work.actor
+        found = False
+        for top in self._tops:
+            for path in {item.path, item.path2 or item.path}:
+                place = join(top, path) if top else path
+                try:
+                    require(store.reader, reach(store.reader, place, actor), READ, place, actor)
+                except errors.NotFound:
+                    continue
+                except errors.PermissionDenied:
+                    return False
+                found = True
+        return found
 
 
 def discard(work: Work, args: WorkspaceArguments) -> Reply:

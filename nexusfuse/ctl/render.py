@@ -24,6 +24,7 @@ LISTS = {
     "tag-list": "tags",
     "quota-list": "quotas",
     "workspace-list": "workspaces",
+    "workspace-diff": "changes",
 }
 """Verbs whose reply is a list: JSON Lines rather than one object."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from nexus_engine.commands import Request
-from nexusfuse.ctl.options import PATH, common_options
-from nexusfuse.ctl.place import Place
+from nexusfuse.ctl.options import PATH, common_options, given
+from nexusfuse.ctl.place import CommandLine, Place
+
+_inside = click.argument("paths", nargs=-1, metavar="[PATH]...", type=PATH)
 
 
 @click.group()
@@ -38,6 +40,54 @@ def workspace_create(place: Place, name: str, over: str, at: str | None) -> None
 def workspace_list(place: Place) -> None:
     """Show every workspace."""
     place.submit(Request("workspace-list", {}))
+
+
+@workspace.command("status")
+@click.argument("name")
+@_inside
+@common_options
+@click.pass_obj
+def workspace_status(place: Place, name: str, paths: tuple[str, ...]) -> None:
+    """Show what is different in a workspace, and what of that is in conflict.
+
+    PATH is in the workspace, as it is shown; without, all of it.
+    """
+    place.submit(Request("workspace-status", {"name": name, "paths": list(paths)}))
+
+
+@workspace.command("diff")
+@click.argument("name")
+@_inside
+@common_options
+@click.pass_obj
+def workspace_diff(place: Place, name: str, paths: tuple[str, ...]) -> None:
+    """Show what is different, line by line: deletions first, and all of it."""
+    args = {"name": name, "paths": list(paths)}
+    if not isinstance(place, CommandLine):
+        place.submit(Request("workspace-diff", args))
+        return
+    skip: int | None = 0
+    while skip is not None:
+        request = Request("workspace-diff", args | {"skip": skip})
+        reply = place.ask(request)
+        skip, reply["next"] = reply["next"], None
+        place.show(request, reply)
+
+
+@workspace.command("apply")
+@click.argument("name")
+@_inside
+@click.option("--dry-run", is_flag=True, help="Only show what would be applied.")
+@common_options
+@click.pass_obj
+def workspace_apply(place: Place, name: str, paths: tuple[str, ...], *, dry_run: bool) -> None:
+    """Carry what is different over into the directory that the workspace began as.
+
+    One operation, which an undo takes back. What was changed there as well is left alone and
+    reported. The workspace stays.
+    """
+    args = {"name": name, "paths": list(paths)} | given(dry_run=dry_run)
+    place.submit(Request("workspace-apply", args))
 
 
 @workspace.command("discard")

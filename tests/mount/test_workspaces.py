@@ -117,3 +117,60 @@ def test_a_moment_before_anybody_looked_shows_all_of_it(mount: Mount) -> None:
     mount.sh("rm -rf base")
     same(mount.path / ".nexus/history/then/base", mount.path / ".nexus/history/then/w")
     same(mount.path / ".nexus/history/then/base", mount.path / "w")
+
+
+def test_reviewed_applied_in_part_with_a_conflict_and_undone(mount: Mount) -> None:
+    fill(mount)
+    mount.ctl("workspace", "create", "w", "--over", "base")
+    before = mount.sh("cd base && find . -type f -exec sha256sum {} + | sort -k2")
+    mount.sh(
+        """
+        cd workspaces/w
+        echo 'one, better' > lib/one
+        sed -i s/two/zwei/ lib/two
+        mkdir src; mv readme src/README; echo new > src/new
+        rm -r lib/deep
+        """,
+        agent="alice",
+    )
+    mount.sh("echo 'one, by hand' > base/lib/one")
+    assert mount.ctl("workspace", "status", "w").splitlines() == [
+        "removed    lib/deep",
+        "removed    lib/deep/file",
+        "modified   lib/two",
+        "renamed    readme → src/README",
+        "added      src",
+        "added      src/new",
+        "conflict   modified   lib/one: changed in the base as well",
+    ]
+    shown = mount.ctl("workspace", "diff", "w")
+    assert shown.startswith("removed    lib/deep\nremoved    lib/deep/file\n--- base/lib/deep/file")
+    assert "-two\n+zwei\n" in shown
+    assert "-one\n+one, better\n" in shown
+    inode = (mount.path / "base/readme").stat().st_ino
+    mount.ctl("workspace", "apply", "w", "lib/two", "src/README")
+    assert (mount.path / "base/lib/two").read_text() == "zwei\n"
+    assert (mount.path / "base/src/README").stat().st_ino == inode
+    assert not (mount.path / "base/src/new").exists()
+    assert (mount.path / "base/lib/deep/file").exists()
+    done = mount.ctl("workspace", "apply", "w", check=False)
+    assert "1 in conflict" in done
+    assert (mount.path / "base/lib/one").read_text() == "one, by hand\n"
+    assert not (mount.path / "base/lib/deep").exists()
+    assert mount.ctl("workspace", "status", "w").startswith("conflict")
+    mount.ctl("undo", "--last", "2")
+    mount.sh("echo one > base/lib/one")
+    assert mount.sh("cd base && find . -type f -exec sha256sum {} + | sort -k2") == before
+    assert len(mount.ctl("workspace", "status", "w").splitlines()) == 7
+
+
+def test_two_workspaces_over_one_base(mount: Mount) -> None:
+    fill(mount)
+    for name in ("v", "w"):
+        mount.ctl("workspace", "create", name, "--over", "base")
+        mount.sh(f"echo {name} > workspaces/{name}/lib/one; echo {name} > workspaces/{name}/{name}")
+    mount.ctl("workspace", "apply", "v")
+    assert "conflict" in mount.ctl("workspace", "apply", "w", check=False)
+    assert mount.sh("cat base/lib/one base/v base/w") == "v\nv\nw\n"
+    mount.sh("echo v > workspaces/w/lib/one")
+    assert "Nothing is different" in mount.ctl("workspace", "status", "w")

@@ -28,8 +28,9 @@ from nexus_engine.types import NO_INO, Ino, Path, Seq
 REMOVED = "removed"
 ADDED = "added"
 RENAMED = "renamed"
+MODIFIED = "modified"
 
-_KINDS = {CONTENT: "modified", MODE: MODE, OWNER: OWNER, XATTR: XATTR}
+_KINDS = {CONTENT: MODIFIED, MODE: MODE, OWNER: OWNER, XATTR: XATTR}
 
 
 class Item(NamedTuple):
