@@ -20,6 +20,7 @@ from nexusfuse.ctl import (
     mounting,
     restarting,
     retaining,
+    trying,
     undoing,
     workspaces,
 )
@@ -113,7 +114,7 @@ def cli() -> None:
 
 _MODULES = (
     mounting, restarting, history, undoing, keeping, checking, doctor, retaining, limiting,
-    backing_up, workspaces,
+    backing_up, workspaces, trying,
 )  # fmt: skip
 for _module in _MODULES:
     for _command in _module.COMMANDS:

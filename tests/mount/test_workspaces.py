@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import pty
+import shlex
 import subprocess
 from pathlib import Path
 
-from tests.conftest import TIMEOUT_S, Mount
+from tests.conftest import CTL, TIMEOUT_S, Mount
+
+NEXUS = shlex.join(CTL)
 
 
 def fill(mount: Mount) -> None:
@@ -174,3 +178,49 @@ def test_two_workspaces_over_one_base(mount: Mount) -> None:
     assert mount.sh("cat base/lib/one base/v base/w") == "v\nv\nw\n"
     mount.sh("echo v > workspaces/w/lib/one")
     assert "Nothing is different" in mount.ctl("workspace", "status", "w")
+
+
+def test_a_command_is_tried_and_what_it_did_applied_discarded_or_kept(mount: Mount) -> None:
+    fill(mount)
+    done = mount.sh(f"cd base; {NEXUS} try --apply -- sh -c 'pwd; rm readme; echo new > new'")
+    assert "/workspaces/try-" in done
+    assert "removed    readme\nadded      new\n" in done
+    assert sorted(os.listdir(mount.path / "base")) == ["big", "lib", "link", "new"]
+    assert os.listdir(mount.path / "workspaces") == []
+    operation = mount.json("log", "--kind", "write", "--limit", "1")[0]
+    assert operation["actor"]["agent"].startswith("try-")
+
+    mount.sh(f"{NEXUS} try --discard --over base -- rm -rf lib")
+    assert (mount.path / "base/lib/one").exists()
+    failed = mount.sh(f"cd base; {NEXUS} try --apply -- sh -c 'rm new; exit 3' || echo code $?")
+    assert "code 3" in failed
+    assert (mount.path / "base/new").exists()
+    (kept,) = os.listdir(mount.path / "workspaces")
+    mount.ctl("workspace", "apply", kept)
+    assert not (mount.path / "base/new").exists()
+    mount.sh(f"cd base; {NEXUS} try -- true")
+    assert os.listdir(mount.path / "workspaces") == [kept]
+
+
+def test_what_was_tried_on_a_terminal_is_asked_about(mount: Mount) -> None:
+    fill(mount)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*CTL, "try", "--over", "base", "--", "rm", "readme"],
+        cwd=mount.path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ) as trial:
+        os.close(theirs)
+        os.write(ours, b"diff\napply\n")  # waits in the terminal until it is asked for
+        talk = b""
+        try:
+            while block := os.read(ours, 4096):
+                talk += block
+        except OSError:
+            pass  # EIO: the other end of the terminal is closed
+        assert trial.wait(TIMEOUT_S) == 0
+    os.close(ours)
+    assert b"-readme" in talk
+    assert not (mount.path / "base/readme").exists()
