@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from nexus_engine import errors
 from nexus_engine.meta import quotas, retention_queries
 from nexus_engine.meta import statements as sql
 from nexus_engine.meta.busy import retry
@@ -132,6 +133,8 @@ class Shadows:
         lives = self._lives(pending)
         if not lives:
             return  # it is nobody's past any more
+        if retention_queries.nearest_kept(self._connection, pending.base_seq) != pending.base_seq:
+            raise errors.HistoryExpired(f"what this began as at op-{pending.base_seq} is not kept")
         view, after = AsOfReader(self._connection, pending.base_seq), 0
         added = quotas.NOTHING
         while page := view.list_children(pending.base_ino, after, _PAGE):

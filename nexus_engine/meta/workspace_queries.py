@@ -119,3 +119,48 @@ def add_shadow(
 ) -> None:
     """Note that something new in a workspace is now in the base as well."""
     connection.change(ADD_SHADOW, (ino, workspace.ino, base_ino, 0 if is_dir else None))
+
+
+# -- for fsck and repair --
+
+
+def lost_shadows(connection: Connection) -> list[Ino]:
+    """Return what stands for something of a workspace that is not known."""
+    return [
+        row[0]
+        for row in connection.all(
+            "SELECT s.ino FROM shadow s"
+            " WHERE NOT EXISTS (SELECT 1 FROM workspace w WHERE w.ino = s.workspace)"
+        )
+    ]
+
+
+def contradicting_shadows(connection: Connection) -> list[Ino]:
+    """Return directories whose entries are said to be no rows, and some are."""
+    return [
+        row[0]
+        for row in connection.all(
+            "SELECT s.ino FROM shadow s WHERE s.pending = 1 AND ("
+            " EXISTS (SELECT 1 FROM dentry d WHERE d.parent = s.ino)"
+            " OR EXISTS (SELECT 1 FROM dentry_past d WHERE d.parent = s.ino))"
+        )
+    ]
+
+
+def unkept_moments(connection: Connection) -> list[tuple[str, Seq]]:
+    """Return (workspace, operation) of moments that it needs, and retention does not know of."""
+    return connection.all(
+        "SELECT w.name, w.base_seq FROM workspace w WHERE w.base_seq <"
+        " (SELECT coalesce(max(value), 0) FROM store WHERE key = 'pruned_to')"
+        " AND NOT EXISTS (SELECT 1 FROM kept k WHERE k.seq = w.base_seq AND k.pinned = 1)"
+        " AND EXISTS (SELECT 1 FROM inode i WHERE i.ino = w.ino)"
+    )
+
+
+def drop_shadow(connection: Connection, ino: Ino) -> None:
+    connection.change("DELETE FROM shadow WHERE ino = ?", (ino,))
+
+
+def settle_shadow(connection: Connection, ino: Ino) -> None:
+    """Take the entries that are rows for all there are."""
+    connection.change("UPDATE shadow SET pending = 0 WHERE ino = ?", (ino,))

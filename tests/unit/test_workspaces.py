@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from pathlib import Path as FilePath
+
 import pytest
 
 from nexus_engine import errors
+from nexus_engine.backup.dump import dump, load
+from nexus_engine.commands import ignore_progress
+from nexus_engine.config import Retention
+from nexus_engine.fs.quotas import set_quota
 from nexus_engine.history.restore import restore
 from nexus_engine.history.select import Selector
+from nexus_engine.repair.repair import repair
+from nexus_engine.retention.prune import prune
+from nexus_engine.store import Store
 from nexus_engine.types import Seq
+from tests.unit.retaining import DAY
 from tests.unit.undoing import ROOT, redo, undo
 from tests.unit.working import apparent, discard, make, rows
-from tests.unit.worlds import ALICE, BOB, World, to_path
+from tests.unit.worlds import ALICE, BOB, World, to_path, walk
 
 
 async def test_a_workspace_shows_what_the_base_was_and_keeps_its_own_changes(world: World) -> None:
@@ -164,3 +175,81 @@ async def test_restoring_a_workspace_that_nobody_looked_into(world: World) -> No
     await world.remove("w/old")
     restore(world.store, to_path("w"), Seq(seq - 1), ROOT, to=to_path("copy"))
     assert apparent(world, "copy") == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        ("DELETE FROM workspace", "shadow-orphan"),
+        ("UPDATE shadow SET pending = 1 WHERE pending = 0", "shadow-entries"),
+        ("UPDATE workspace SET base_seq = 1000000", "workspace-reference"),
+        ("INSERT INTO applied VALUES (1, 1000000)", "applied-reference"),
+        ("INSERT INTO store SELECT 'pruned_to', max(seq) FROM oplog", "workspace-kept"),
+    ],
+)
+async def test_damage_to_what_is_known_of_workspaces_is_found_and_mended(
+    world: World, damage: str, code: str
+) -> None:
+    made = make(world, "w", "docs")
+    make(world, "v", "docs")
+    world.store.reader.list_children(made.ino, 0, 10)
+    seen = apparent(world, "docs")
+    world.edit(damage)
+    assert code in {problem.split(":")[0] for problem in world.problems()}
+    mended, problems = repair(world.store, ROOT, lambda *_: None)
+    assert code in {each.code for each in mended}
+    assert problems == []
+    assert apparent(world, "docs") == seen
+
+
+def later(world: World) -> None:
+    """Let a week go by, of which retention keeps a day."""
+    world.clock.now_ns += 7 * DAY
+    prune(world.store, Retention(keep_all="1d"), ROOT)
+
+
+async def test_retention_keeps_what_a_workspace_began_as_until_nothing_is_left_of_it(
+    world: World,
+) -> None:
+    before = apparent(world, "docs")
+    made = make(world, "w", "docs")
+    await world.remove("docs")
+    await world.write("other", b"time goes by")
+    later(world)
+    assert apparent(world, "w/old") == {
+        path.removeprefix(b"/old"): values
+        for path, values in before.items()
+        if path.startswith(b"/old")
+    }
+    discard(world, made)
+    await world.write("other", b"more time goes by")
+    later(world)
+    await world.write("other", b"and more")
+    later(world)
+    assert world.database.connection.all("SELECT * FROM shadow") == []
+    assert world.database.connection.all("SELECT * FROM workspace") == []
+    assert world.database.connection.all("SELECT * FROM kept WHERE pinned") == []
+
+
+async def test_a_dump_holds_what_nobody_looked_at(world: World, tmp_path: FilePath) -> None:
+    make(world, "w", "docs")
+    await world.engine.sync()
+    lines = bytearray()
+    dump(world.path, lines.extend, ignore_progress)
+    load(BytesIO(lines), tmp_path / "new", packs=world.path / "packs", progress=ignore_progress)
+    loaded = Store.open(tmp_path / "new", clock=world.clock)
+    views = [walk(loaded, top=loaded.reader.resolve(to_path(path))) for path in ("w", "docs")]
+    assert views[0].keys() == views[1].keys()
+    loaded.close()
+
+
+async def test_quotas_count_what_somebody_looked_at(world: World) -> None:
+    world.store.transact(set_quota, ROOT, world.inode("").ino, 10**6, 14)
+    made = make(world, "w", "docs")
+    assert world.problems() == []
+    assert apparent(world, "w/old")  # looking is never refused
+    assert world.problems() == []
+    with pytest.raises(errors.QuotaExceeded):
+        await world.write("w/new", b"new")
+    discard(world, made)
+    await world.write("new", b"new")
