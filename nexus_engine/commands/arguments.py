@@ -166,6 +166,8 @@ class PatchArguments(ReviewArguments, frozen=True):
 
 
 class ApplyArguments(ReviewArguments, frozen=True):
+    merge: bool = False
+    """Text that both sides changed, in different lines, becomes what both made of it."""
     dry_run: bool = False
 
 

@@ -20,17 +20,19 @@ from nexus_engine.commands.changing import HIDDEN
 from nexus_engine.commands.walking import find, groups_of, is_keeper, may_list, reach, require
 from nexus_engine.history.subtrees import join
 from nexus_engine.history.workspaces.applying import apply_workspace
-from nexus_engine.history.workspaces.changes import Item, Plan, plan_apply
+from nexus_engine.history.workspaces.changes import Item, Plan, plan_apply, resolved
 from nexus_engine.history.workspaces.lifecycle import discard_workspace, make_workspace
+from nexus_engine.history.workspaces.merging import Merged, merge_conflicts, store_merged
 from nexus_engine.history.workspaces.reviewing import patch_of
 from nexus_engine.meta import workspace_queries
 from nexus_engine.meta.workspace_queries import Workspace
 from nexus_engine.permissions.modes import READ, SEARCH, WRITE
-from nexus_engine.types import ROOT_INO, Name, Path
+from nexus_engine.types import ROOT_INO, Ino, Name, Path
 
 PATCH_BYTES = 1 << 20
 """Of text in one reply to ``diff``, about; who wants more asks again."""
 PATCHES_MAX = 1000
+_NOTHING_DONE = {"seq": None, "dry_run": True}
 DIRECTORY = "workspaces"
 """Where a workspace is that nobody chose a place for."""
 
@@ -100,17 +102,28 @@ def diff(work: Work, args: PatchArguments) -> Reply:
 def apply(work: Work, args: ApplyArguments) -> Reply:
     """Carry what changed in a workspace over into the base; conflicts are left alone."""
     found = named(work, args.name)
-    if args.dry_run:
-        return status(work, args) | {"seq": None, "dry_run": True}
+    merged: dict[Ino, Merged] = {}
+    if args.dry_run or args.merge:
+        plan = _plan(work, found, args)
+        if args.merge:
+            merged = merge_conflicts(work.store, plan)
+        if args.dry_run:
+            items = resolved(plan, merged.keys()).items
+            return _facts(work, found) | _items(_Shown(work, found), items) | _NOTHING_DONE
+    stored = store_merged(work.store, merged)
     done = work.store.transact(
         apply_workspace,
         work.actor,
         found,
         _paths(args),
         groups=groups_of(work.actor),
+        merged=stored,
+        locate=work.store.locate,
         keep=work.keep,
         progress=lambda done, total: work.progress("applying", done, total),
     )
+    digests = [extent.digest for each in stored.values() for extent in each.extents]
+    work.store.chunks.forget_pending(digests)
     facts = _facts(work, found) | _items(_Shown(work, found), done.items)
     return facts | {"seq": done.seq, "dry_run": False}
 

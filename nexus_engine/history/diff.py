@@ -340,9 +340,14 @@ def read_text(store: Store, view: View, inode: Inode) -> str | None:
     if not inode.is_file or inode.size > TEXT_MAX_BYTES:
         return None
     content = read_content(store, view, inode, 0, inode.size)
-    if b"\0" in content[:_BINARY_PROBE] or content.count(b"\n") > TEXT_MAX_LINES:
+    if not is_text(content) or content.count(b"\n") > TEXT_MAX_LINES:
         return None
     return content.decode(errors="backslashreplace")
+
+
+def is_text(content: bytes) -> bool:
+    """Tell whether a content looks like text, whatever its encoding."""
+    return b"\0" not in content[:_BINARY_PROBE]
 
 
 def _is_same(old: Inode, new: Inode) -> bool:

@@ -344,6 +344,7 @@ CREATE TABLE shadow (
     pending INTEGER                  -- directories: 1 while the entries are no rows yet, then 0
 ) STRICT;
 CREATE INDEX shadow_workspace ON shadow (workspace, pending);
+CREATE INDEX shadow_base ON shadow (workspace, base_ino);
 CREATE INDEX shadow_pending ON shadow (ino) WHERE pending = 1;
 
 -- When changes of a workspace went into its base: from then on these are no changes by others.

@@ -75,6 +75,12 @@ def base_of(connection: Connection, workspace: Workspace, ino: Ino) -> Ino | Non
     return None if row is None else row[0]
 
 
+def sources_of(connection: Connection, workspace: Workspace, base_ino: Ino) -> list[Ino]:
+    """Return everything that stands, or stood, for something of the base."""
+    sql = "SELECT ino FROM shadow WHERE workspace = ? AND base_ino = ?"
+    return [row[0] for row in connection.all(sql, (workspace.ino, base_ino))]
+
+
 def applied_seqs(connection: Connection, workspace: Workspace) -> list[Seq]:
     """Return the operations by which changes went into the base, oldest first."""
     sql = "SELECT seq FROM applied WHERE workspace = ? ORDER BY seq"

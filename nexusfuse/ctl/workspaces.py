@@ -77,16 +77,19 @@ def workspace_diff(place: Place, name: str, paths: tuple[str, ...]) -> None:
 @workspace.command("apply")
 @click.argument("name")
 @_inside
+@click.option("--merge", is_flag=True, help="Merge text that both changed in different lines.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be applied.")
 @common_options
 @click.pass_obj
-def workspace_apply(place: Place, name: str, paths: tuple[str, ...], *, dry_run: bool) -> None:
+def workspace_apply(
+    place: Place, name: str, paths: tuple[str, ...], *, merge: bool, dry_run: bool
+) -> None:
     """Carry what is different over into the directory that the workspace began as.
 
     One operation, which an undo takes back. What was changed there as well is left alone and
     reported. The workspace stays.
     """
-    args = {"name": name, "paths": list(paths)} | given(dry_run=dry_run)
+    args = {"name": name, "paths": list(paths)} | given(merge=merge, dry_run=dry_run)
     place.submit(Request("workspace-apply", args))
 
 

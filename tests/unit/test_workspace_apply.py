@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from nexus_engine import errors
+from nexus_engine.commands import Request, execute, ignore_progress
 from nexus_engine.history.select import Selector
+from nexus_engine.history.workspaces.merging import merge_lines
 from nexus_engine.oplog.reader import get_entry
-from tests.unit.undoing import redo, undo
+from tests.unit.undoing import ROOT, redo, undo
 from tests.unit.working import apparent, apply, discard, make, status
 from tests.unit.worlds import ALICE, BOB, World
 
@@ -319,3 +321,54 @@ async def test_a_base_that_is_gone_is_said(world: World) -> None:
     with pytest.raises(errors.NotFound):
         status(world, made)
     discard(world, made)
+
+
+async def test_text_that_both_changed_is_merged_when_asked(world: World) -> None:
+    lines = [b"%d" % number for number in range(20)]
+    await world.write("docs/text", b"\n".join(lines))
+    await world.write("docs/clash", b"\n".join(lines))
+    made = make(world, "w", "docs")
+    for side, number in (("w", 3), ("docs", 15)):
+        changed = [b"by " + side.encode() if line == b"%d" % number else line for line in lines]
+        await world.write(f"{side}/text", b"\n".join(changed))
+        await world.write(f"{side}/clash", b"by " + side.encode())
+    assert status(world, made) == [("modified", b"!clash"), ("modified", b"!text")]
+    reply = execute(
+        world.store,
+        Request("workspace-apply", {"name": "w", "merge": True}),
+        ROOT,
+        ignore_progress,
+    )
+    assert [(c["change"], c["path"]) for c in reply["changes"]] == [("merged", "text")]
+    merged = b"\n".join({b"3": b"by w", b"15": b"by docs"}.get(line, line) for line in lines)
+    assert world.read("docs/text") == world.read("w/text") == merged
+    assert world.read("docs/clash") == b"by docs"
+    assert status(world, made) == [("modified", b"!clash")]
+    undo(world, Selector(last=1))
+    assert status(world, made) == [("modified", b"!clash"), ("modified", b"!text")]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "merged"),
+    [
+        ("abc", "abc", "abc"),
+        ("aXc", "abc", "aXc"),
+        ("abc", "abX", "abX"),
+        ("Xbc", "abY", "XbY"),
+        ("aXc", "aXc", "aXc"),
+        ("aXc", "aYc", None),
+        ("ac", "aYc", None),
+        ("ac", "abcd", "acd"),
+        ("XYabc", "ab", "XYab"),
+        ("", "abc", ""),
+        ("", "abX", None),
+        ("abcX", "abcY", None),
+    ],
+)
+def test_lines_are_merged_where_they_do_not_meet(
+    mine: str, theirs: str, merged: str | None
+) -> None:
+    texts = [[letter.encode() for letter in text] for text in ("abc", mine, theirs)]
+    found = merge_lines(*texts)
+    assert found == (None if merged is None else [letter.encode() for letter in merged])
+    assert merge_lines(texts[0], texts[2], texts[1]) == found

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Mapping
 from typing import NamedTuple
 
+from nexus_engine.fs.files import Locate, enter_chunks
 from nexus_engine.fs.namespace import drop_link
 from nexus_engine.history.subtrees import put_content, put_xattrs, xattrs_of
 from nexus_engine.history.undo.rights import Rights
-from nexus_engine.history.workspaces.changes import Item, Plan, plan_apply
+from nexus_engine.history.workspaces.changes import Item, Plan, plan_apply, resolved
 from nexus_engine.history.workspaces.contents import CONTENT, MODE, OWNER, XATTR, InodeChange
+from nexus_engine.history.workspaces.merging import Stored
 from nexus_engine.history.workspaces.names import NameChange
 from nexus_engine.history.workspaces.rights import require_applicable
 from nexus_engine.meta import workspace_queries
@@ -45,6 +47,8 @@ def apply_workspace(
     paths: Collection[Path] = (),
     *,
     groups: Collection[int] = (),
+    merged: Mapping[Ino, Stored] | None = None,
+    locate: Locate | None = None,
     keep: Container[Ino] = (),
     progress: Progress | None = None,
 ) -> Applied:
@@ -53,6 +57,9 @@ def apply_workspace(
     Args:
         paths: In the workspace: these, what is below them and what that needs; none: all.
         groups: Further groups of the actor.
+        merged: What was made of content in conflict: it becomes that of both sides, if these
+            are still what it was made from.
+        locate: Where chunks are that no operation named yet.
         keep: Inodes that stay usable without a name, because they are open.
 
     Raises:
@@ -60,10 +67,14 @@ def apply_workspace(
         PermissionDenied: The actor could not do a part of it by hand; nothing is done.
     """
     plan = plan_apply(tx, tx.connection, tx.as_of, workspace, paths)
+    usable = _usable(plan, merged or {})
+    plan = resolved(plan, usable)
     rights = Rights(tx.actor, groups, tx)
     require_applicable(plan, rights, tx)
     work = _Application(tx, plan, rights, keep, progress)
     changed = work.run()
+    for source, stored in usable.items():
+        work.put_merged(source, stored, locate)
     if not changed:
         return Applied(None, plan.items)
     workspace_queries.add_applied(tx.connection, workspace, tx.seq)
@@ -74,6 +85,19 @@ def apply_workspace(
         "apply", workspace.base_ino, path, tx.any_path_of(workspace.ino), details=details
     )
     return Applied(tx.commit(change), plan.items)
+
+
+def _usable(plan: Plan, merged: Mapping[Ino, Stored]) -> dict[Ino, Stored]:
+    """Return what was merged from what both sides still are."""
+    sides, usable = plan.sides, {}
+    for change in plan.inodes:
+        stored = merged.get(change.source)
+        mine, theirs = sides.live(change.source), sides.live(change.ino)
+        if stored is None or mine is None or theirs is None or CONTENT not in change.conflicts:
+            continue
+        if (mine.content_seq, theirs.content_seq) == (stored.merged.mine, stored.merged.theirs):
+            usable[change.source] = stored
+    return usable
 
 
 class _Application:
@@ -208,16 +232,25 @@ class _Application:
 
     # -- what changed --
 
+    def put_merged(self, source: Ino, stored: Stored, locate: Locate | None) -> None:
+        """Give both sides the content that was made of both."""
+        tx = self._tx
+        enter_chunks(tx, stored.extents, locate or (lambda _: None))
+        for ino in (source, self._plan.sides.base(source)):
+            put_content(tx, ino, stored.extents)
+            inode = tx.get_inode(ino)._replace(
+                size=len(stored.merged.content), mtime_ns=tx.now_ns, ctime_ns=tx.now_ns,
+                content_seq=tx.seq, from_seq=tx.seq,
+            )  # fmt: skip
+            tx.put_inode(inode)
+            tx.add_touched(ino)
+
     def _change(self, change: InodeChange) -> None:
         tx = self._tx
         source, inode = tx.get_inode(change.source), tx.get_inode(change.ino)
-        if CONTENT in change.parts:
-            if source.is_file:
-                put_content(tx, inode.ino, tx.extents(source.ino, 0, source.size))
-            inode = inode._replace(
-                size=source.size, mtime_ns=source.mtime_ns, target=source.target,
-                rdev=source.rdev, content_seq=tx.seq,
-            )  # fmt: skip
+        if CONTENT in change.parts and change.source not in self._plan.merged:
+            put_content(tx, inode.ino, tx.extents(source.ino, 0, source.size))
+            inode = inode._replace(size=source.size, mtime_ns=source.mtime_ns, content_seq=tx.seq)
         if MODE in change.parts:
             inode = inode._replace(mode=stat.S_IFMT(inode.mode) | stat.S_IMODE(source.mode))
         if OWNER in change.parts:

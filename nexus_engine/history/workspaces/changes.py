@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from nexus_engine.history.workspaces.contents import (
     are_same,
     compare,
 )
-from nexus_engine.history.workspaces.names import CHANGED, NameChange, NameChanges
+from nexus_engine.history.workspaces.names import CHANGED, GONE, NameChange, NameChanges
 from nexus_engine.history.workspaces.sides import Sides
 from nexus_engine.history.workspaces.units import Units
 from nexus_engine.meta.connection import Connection
@@ -29,6 +29,7 @@ REMOVED = "removed"
 ADDED = "added"
 RENAMED = "renamed"
 MODIFIED = "modified"
+MERGED = "merged"
 
 _KINDS = {CONTENT: MODIFIED, MODE: MODE, OWNER: OWNER, XATTR: XATTR}
 
@@ -60,6 +61,27 @@ class Plan(NamedTuple):
     """Something of the base → what is new in the workspace in its place."""
     items: list[Item]
     """What goes comes first."""
+    merged: Container[Ino] = ()
+    """Files of the workspace whose content becomes one that was made of both sides."""
+
+
+def resolved(plan: Plan, merged: Collection[Ino]) -> Plan:
+    """Return a plan with content that could be merged no longer in conflict."""
+
+    def settle(change: InodeChange) -> InodeChange:
+        if change.source not in merged or CONTENT not in change.conflicts:
+            return change
+        conflicts = tuple(part for part in change.conflicts if part != CONTENT)
+        return change._replace(parts=(*change.parts, CONTENT), conflicts=conflicts)
+
+    items = [
+        item._replace(kind=MERGED, conflict="")
+        if item.kind == MODIFIED and item.conflict and item.source in merged
+        else item
+        for item in plan.items
+    ]
+    inodes = [settle(change) for change in plan.inodes]
+    return plan._replace(inodes=inodes, items=items, merged=merged)
 
 
 def plan_apply(
@@ -91,7 +113,7 @@ def plan_apply(
 
     chosen = units.choose(is_chosen)
     inodes = [change for change in _inode_changes(sides, names.replaced) if is_chosen(change.path)]
-    items = [*_name_items(sides, chosen), *_inode_items(inodes)]
+    items = [*_name_items(sides, chosen), *_inode_items(sides, inodes)]
     items.sort(key=lambda item: (item.kind != REMOVED, item.path, item.kind))
     return Plan(sides, chosen, inodes, names.replaced, items)
 
@@ -123,7 +145,11 @@ def _inode_changes(sides: Sides, replaced: dict[Ino, Ino]) -> Iterator[InodeChan
 def _name_items(sides: Sides, chosen: list[NameChange]) -> Iterator[Item]:
     gained: dict[Ino, list[NameChange]] = defaultdict(list)
     lost: dict[Ino, list[NameChange]] = defaultdict(list)
+    moved = {change.after for change in chosen}
     for change in chosen:
+        if change.now and change.now not in moved and _is_another(sides, change):
+            yield Item(MODIFIED, change.path, None, change.now, change.source, change.conflict)
+            continue
         if change.after:
             gained[change.after].append(change)
         # What somebody else put there is not the workspace's to remove.
@@ -142,9 +168,20 @@ def _name_items(sides: Sides, chosen: list[NameChange]) -> Iterator[Item]:
                 yield Item(RENAMED, old.path, new.path, ino, new.source, conflict)
 
 
-def _inode_items(changes: list[InodeChange]) -> Iterator[Item]:
+def _is_another(sides: Sides, change: NameChange) -> bool:
+    """Tell whether something is replaced by something new of its type: a symlink, for instance."""
+    old, new = sides.live(change.now), sides.live(change.source)
+    if change.after >= 0 or old is None or new is None or old.is_dir:
+        return False
+    if not sides.expects(change.parent, change.name, change.now):
+        return False
+    return not (old.mode ^ new.mode) & 0o170000
+
+
+def _inode_items(sides: Sides, changes: list[InodeChange]) -> Iterator[Item]:
     for change in changes:
+        reason = GONE if sides.live(change.ino) is None else CHANGED
         for part in change.parts:
             yield Item(_KINDS[part], change.path, None, change.ino, change.source, "")
         for part in change.conflicts:
-            yield Item(_KINDS[part], change.path, None, change.ino, change.source, CHANGED)
+            yield Item(_KINDS[part], change.path, None, change.ino, change.source, reason)

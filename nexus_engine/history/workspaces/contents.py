@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from nexus_engine.history.subtrees import xattrs_of
@@ -67,13 +67,12 @@ class InodeChange(NamedTuple):
 
 def compare(sides: Sides, source: Inode, base: Inode, path: Path) -> InodeChange | None:
     """Return in what an inode of the workspace changed, ``None`` where it did not."""
-    expected = list(sides.iter_expected(base.ino))
     parts, conflicts = [], []
     for name, part in PARTS.items():
         mine, theirs = part(sides.now, source), part(sides.now, base)
         if mine == theirs:
             continue
-        known = [part(*old) for old in expected]
+        known = [part(*old) for old in iter_agreed(sides, base.ino, name)]
         if theirs in known:
             parts.append(name)
         elif mine not in known:
@@ -85,5 +84,20 @@ def compare(sides: Sides, source: Inode, base: Inode, path: Path) -> InodeChange
 
 def is_expected(sides: Sides, base: Inode) -> bool:
     """Tell whether nobody else changed something of the base."""
-    now = (sides.now, base)
-    return any(are_same(now, old) for old in sides.iter_expected(base.ino))
+    return all(
+        any(part(sides.now, base) == part(*old) for old in iter_agreed(sides, base.ino, name))
+        for name, part in PARTS.items()
+    )
+
+
+def iter_agreed(sides: Sides, ino: Ino, name: str) -> Iterator[tuple[View, Inode]]:
+    """Yield what something of the base was when it and the workspace agreed in a part of it.
+
+    Newest first. An apply may have carried over one part, where another one had been changed by
+    somebody else: of that the workspace knows nothing.
+    """
+    part = PARTS[name]
+    for view, inode, sources in sides.iter_moments(ino):
+        then = part(view, inode)
+        if sources is None or any(part(view, source) == then for source in sources):
+            yield view, inode

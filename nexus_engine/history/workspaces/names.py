@@ -104,13 +104,18 @@ class NameChanges:
             self._gained.add(wanted)
 
     def _pair(self, new: Ino, old: Ino) -> None:
-        """Take what replaced something, as editors save files, for the same thing changed."""
+        """Take what replaced something, as editors save files, for the same thing changed.
+
+        Of a symlink or a device an inode never becomes another one.
+        """
         sides = self._sides
         if not old or sides.base(new) > 0 or sides.any_path(old) is not None:
             return
         before, after = sides.then.find_inode(old), sides.now.find_inode(new)
         base = sides.base(old)
         if before is None or after is None or (before.mode ^ after.mode) & 0o170000:
+            return
+        if not (after.is_dir or after.is_file):
             return
         if sides.live(base) is not None and base not in self.replaced:
             sides.pair(new, base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nexus_engine.history.diff import patch, read_text
 from nexus_engine.history.workspaces.changes import ADDED, MODIFIED, REMOVED, Item, Plan
+from nexus_engine.history.workspaces.contents import CONTENT, iter_agreed
 from nexus_engine.meta.reader import View
 from nexus_engine.store import Store
 from nexus_engine.types import Ino, Inode
@@ -34,7 +35,7 @@ def _sides(plan: Plan, item: Item) -> tuple[Side | None, Side | None]:
         return None, _live(plan, item.source)
     if item.kind != MODIFIED:
         return None, None
-    expected = next(sides.iter_expected(item.ino), None) if item.conflict else None
+    expected = next(iter_agreed(sides, item.ino, CONTENT), None) if item.conflict else None
     return expected or _live(plan, item.ino), _live(plan, item.source)
 
 

@@ -39,6 +39,7 @@ def _refused(path: Path) -> errors.PermissionDenied:
 class _Check:
     def __init__(self, plan: Plan, rights: Rights, reader: Reader) -> None:
         self._sides = plan.sides
+        self._merged = plan.merged
         self._rights = rights
         self._reader = reader
         self._reached: dict[Ino, bool] = {}
@@ -59,6 +60,8 @@ class _Check:
         rights = self._rights
         source, base = self._reader.get_inode(change.source), self._reader.get_inode(change.ino)
         if CONTENT in change.parts and not (self._may_read(source) and rights.may_write(base)):
+            return False
+        if change.source in self._merged and not rights.may_write(source):
             return False
         if MODE in change.parts and not rights.owns(base):
             return False

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from nexus_engine.history.subtrees import join
 from nexus_engine.meta import workspace_queries
 from nexus_engine.meta.connection import Connection
-from nexus_engine.meta.reader import PATH_DEPTH_MAX, AsOfReader, Reader, View
+from nexus_engine.meta.reader import PATH_DEPTH_MAX, AsOfReader, Reader
 from nexus_engine.meta.workspace_queries import Workspace
 from nexus_engine.types import NO_INO, Dentry, Ino, Inode, Name, Path, Seq
 
@@ -19,6 +19,15 @@ class _Applied(NamedTuple):
     view: AsOfReader
     names: set[tuple[Ino, Name]]
     inodes: set[Ino]
+
+
+class Moment(NamedTuple):
+    """Something of the base as it was once."""
+
+    view: AsOfReader
+    inode: Inode
+    sources: list[Inode] | None
+    """What stood for it in the workspace then; ``None``: that began as just this."""
 
 
 class Sides:
@@ -134,10 +143,14 @@ class Sides:
             for applied in self._applied
         )
 
-    def iter_expected(self, ino: Ino) -> Iterator[tuple[View, Inode]]:
-        """Yield what something of the base was when it and the workspace last had to do."""
-        views = [self.begin, *(a.view for a in self._applied if ino in a.inodes)]
-        for view in reversed(views):
-            inode = view.find_inode(ino)
+    def iter_moments(self, ino: Ino) -> Iterator[Moment]:
+        """Yield what something of the base was when the two last had to do with each other."""
+        for applied in reversed(self._applied):
+            inode = applied.view.find_inode(ino) if ino in applied.inodes else None
             if inode is not None:
-                yield view, inode
+                sources = workspace_queries.sources_of(self._connection, self.workspace, ino)
+                found = [applied.view.find_inode(source) for source in sources]
+                yield Moment(applied.view, inode, [each for each in found if each is not None])
+        inode = self.begin.find_inode(ino)
+        if inode is not None:
+            yield Moment(self.begin, inode, None)
