@@ -8,6 +8,7 @@ this.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -22,10 +23,11 @@ from nexus_engine.meta.reader import AsOfReader, Listed, name_hash
 from nexus_engine.types import Ino, Inode, Seq
 
 _PAGE = 512
+_SET_IDS = stat.S_ISUID | stat.S_ISGID
 
 _ANY_PENDING = "SELECT 1 FROM shadow WHERE pending = 1 LIMIT 1"
 _FIND_PENDING = (
-    "SELECT s.ino, s.base_ino, w.ino, w.base_seq, w.made_seq FROM shadow s"
+    "SELECT s.ino, s.base_ino, w.ino, w.base_seq, w.made_seq, w.uid FROM shadow s"
     " JOIN workspace w ON w.ino = s.workspace WHERE s.ino = ? AND s.pending = 1"
 )
 _VERSIONS = (
@@ -65,6 +67,8 @@ class _Pending(NamedTuple):
     workspace: Ino
     base_seq: Seq
     made_seq: Seq
+    uid: int
+    """Of who made the workspace."""
 
 
 class _Life(NamedTuple):
@@ -205,9 +209,15 @@ class Shadows:
 
 
 def _row(ino: Ino, seq: Seq, pending: _Pending, base: Inode) -> tuple[Any, ...]:
-    """Return the columns of a copy. Of a file with several names, each is a file of its own."""
+    """Return the columns of a copy. Of a file with several names, each is a file of its own.
+
+    As of a file that somebody copies, set-ID bits stay if it is his: others might keep a program
+    that its owner thinks is mended or gone.
+    """
     nlink = base.nlink if base.is_dir else 1
-    return (ino, seq, *base._replace(nlink=nlink, content_seq=pending.made_seq)[2:])
+    keeps = base.is_dir or pending.uid in (0, base.uid)
+    mode = base.mode if keeps else base.mode & ~_SET_IDS
+    return (ino, seq, *base._replace(mode=mode, nlink=nlink, content_seq=pending.made_seq)[2:])
 
 
 def _kind(entry: Listed) -> int:

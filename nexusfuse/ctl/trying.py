@@ -37,12 +37,12 @@ def try_(
     Without a terminal, and without --apply, --discard or --keep, it is kept.
     """
     line = place.shell()
+    if line.store is not None:
+        raise click.UsageError("a command runs in a mount; --store is for stores without one")
     name = f"try-{secrets.token_hex(4)}"
     args = {"name": name, "over": line.path(over)}
     if at is not None:
         args["at"] = line.path(at)
-    if line.store is not None:
-        raise click.UsageError("a command runs in a mount; --store is for stores without one")
     made = line.ask(Request("workspace-create", args))
     directory = FilePath(os.fsdecode(line.mount.path), made["path"])
     code = _run(command, directory, name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path as FilePath
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from nexus_engine import errors
@@ -14,13 +16,14 @@ from nexus_engine.config import Retention
 from nexus_engine.fs.quotas import set_quota
 from nexus_engine.history.restore import restore
 from nexus_engine.history.select import Selector
+from nexus_engine.meta.connection import DATABASE_NAME, Connection
 from nexus_engine.repair.repair import repair
 from nexus_engine.retention.prune import prune
 from nexus_engine.store import Store
-from nexus_engine.types import Seq
+from nexus_engine.types import Name, Seq
 from tests.unit.retaining import DAY
 from tests.unit.undoing import ROOT, redo, undo
-from tests.unit.working import apparent, discard, make, rows
+from tests.unit.working import apparent, discard, make, rows, status
 from tests.unit.worlds import ALICE, BOB, World, to_path, walk
 
 
@@ -253,3 +256,33 @@ async def test_quotas_count_what_somebody_looked_at(world: World) -> None:
         await world.write("w/new", b"new")
     discard(world, made)
     await world.write("new", b"new")
+
+
+async def test_set_id_bits_stay_on_files_of_whoever_makes_it(world: World) -> None:
+    await world.chmod("docs/b", 0o4755)
+    bobs, alices = make(world, "v", "docs", actor=BOB), make(world, "w", "docs", actor=ALICE)
+    assert world.inode("v/b").mode & 0o7777 == 0o755
+    assert world.inode("w/b").mode & 0o7777 == 0o4755
+    await world.setxattr("v/b", b"user.x", b"y")
+    assert status(world, bobs) == [("xattr", b"b")]
+    assert status(world, alices) == []
+
+
+async def test_a_lookup_waits_for_another_writer_and_lets_the_loop_go_on(world: World) -> None:
+    """Who writes may be a thread that waits for the loop."""
+    made = make(world, "w", "docs")
+    other = Connection(str(world.path / DATABASE_NAME))
+    other.run("BEGIN IMMEDIATE")
+    async with anyio.create_task_group() as tasks:
+        found = []
+
+        async def look() -> None:
+            found.append(await world.engine.lookup(made.ino, Name(b"old")))
+
+        tasks.start_soon(look)
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        assert found == []
+        other.run("ROLLBACK")
+    other.close()
+    assert found[0] is not None

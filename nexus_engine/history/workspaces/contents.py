@@ -9,6 +9,7 @@ from typing import NamedTuple
 from nexus_engine.history.subtrees import xattrs_of
 from nexus_engine.history.workspaces.sides import Sides
 from nexus_engine.meta.reader import View
+from nexus_engine.permissions.modes import SET_IDS
 from nexus_engine.types import Ino, Inode, Path
 
 CONTENT = "content"
@@ -70,7 +71,7 @@ def compare(sides: Sides, source: Inode, base: Inode, path: Path) -> InodeChange
     parts, conflicts = [], []
     for name, part in PARTS.items():
         mine, theirs = part(sides.now, source), part(sides.now, base)
-        if mine == theirs:
+        if mine == theirs or (name == MODE and _lacks_set_ids(sides, source, base)):
             continue
         known = [part(*old) for old in iter_agreed(sides, base.ino, name)]
         if theirs in known:
@@ -80,6 +81,12 @@ def compare(sides: Sides, source: Inode, base: Inode, path: Path) -> InodeChange
     if not parts and not conflicts:
         return None
     return InodeChange(source.ino, base.ino, path, tuple(parts), tuple(conflicts))
+
+
+def _lacks_set_ids(sides: Sides, source: Inode, base: Inode) -> bool:
+    """Tell whether a mode differs in what a workspace never had, and in nothing else."""
+    made = sides.then.find_inode(source.ino)
+    return made is not None and made.mode == source.mode == base.mode & ~SET_IDS
 
 
 def is_expected(sides: Sides, base: Inode) -> bool:

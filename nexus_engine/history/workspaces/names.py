@@ -155,7 +155,7 @@ class NameChanges:
         if inode is None:
             return
         if not inode.is_dir:
-            if inode.nlink == 1 and not is_expected(sides, inode):
+            if not is_expected(sides, inode):
                 change.conflict = CHANGED
             return
         inside = list(self._iter_inside(change))
@@ -187,7 +187,7 @@ class NameChanges:
                     stack.append(below)
                     known = True
                 else:
-                    known = entry.inode.nlink > 1 or is_expected(sides, entry.inode)
+                    known = is_expected(sides, entry.inode)
                 if not known or not sides.expects(above.now, entry.name, ino):
                     below.conflict = NOT_EMPTY
                 yield below
