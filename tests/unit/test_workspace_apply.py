@@ -372,3 +372,14 @@ def test_lines_are_merged_where_they_do_not_meet(
     found = merge_lines(*texts)
     assert found == (None if merged is None else [letter.encode() for letter in merged])
     assert merge_lines(texts[0], texts[2], texts[1]) == found
+
+
+async def test_a_directory_made_anew_is_known_after_a_part_of_it_was_applied(world: World) -> None:
+    made = make(world, "w", "docs")
+    await world.remove("w/old")
+    await world.mkdir("w/old")
+    await world.write("w/old/c", b"again")
+    apply(world, made, "old/c")
+    assert status(world, made) == [("removed", b"old/a2")]
+    apply(world, made)
+    assert same(world)

@@ -13,6 +13,7 @@ from nexus_engine import errors
 from nexus_engine.backup.dump import dump, load
 from nexus_engine.commands import ignore_progress
 from nexus_engine.config import Retention
+from nexus_engine.engine import Engine
 from nexus_engine.fs.quotas import set_quota
 from nexus_engine.history.restore import restore
 from nexus_engine.history.select import Selector
@@ -286,3 +287,15 @@ async def test_a_lookup_waits_for_another_writer_and_lets_the_loop_go_on(world: 
         other.run("ROLLBACK")
     other.close()
     assert found[0] is not None
+
+
+async def test_another_process_sees_what_nobody_looked_at(world: World) -> None:
+    other = Engine.start(world.path)
+    docs = world.inode("docs").ino
+    assert await other.lookup(docs, Name(b"none")) is None  # there are no workspaces, it knows now
+    made = make(world, "w", "docs")
+    other.catch_up()
+    listed = await other.list_children(made.ino, 0, 10)
+    assert {entry.name for entry in listed} == {b"a", b"b", b"old", b"s"}
+    assert apparent(world, "w") == apparent(world, "docs")
+    await other.close()

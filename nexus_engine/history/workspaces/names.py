@@ -56,7 +56,7 @@ class NameChanges:
 
     def collect(self) -> None:
         for directory, name in self._sides.changed_names():
-            self._compare(directory, name)
+            self._compare(self._sides.successor(directory), name)
             while self._new:
                 new = self._new.popleft()
                 for name in self._names_of(new):
@@ -82,7 +82,8 @@ class NameChanges:
             return
         self._seen.add((directory, name))
         path = join(above, name)
-        was = sides.then.find_dentry_ino(self._began_as.get(directory, directory), name) or NO_INO
+        began_as = self._began_as.get(directory) or sides.predecessor(directory)
+        was = sides.then.find_dentry_ino(began_as, name) or NO_INO
         dentry = sides.now.find_dentry(directory, name)
         is_now = NO_INO if dentry is None else dentry.ino
         if is_now and is_now != was:

@@ -96,6 +96,26 @@ class Sides:
                 return join(directory, dentry.name)
         return None
 
+    def successor(self, directory: Ino) -> Ino:
+        """Return what an earlier apply took for a directory that is gone: one made in its place."""
+        if self.path_of(directory) is None:
+            for other in self._sources(self.base(directory)):
+                if self.path_of(other) is not None:
+                    return other
+        return directory
+
+    def predecessor(self, directory: Ino) -> Ino:
+        """Return the directory in whose place this one was made, when it was applied."""
+        base = self.base(directory)
+        if base > 0 and self.then.find_inode(directory) is None:
+            for other in self._sources(base):
+                if self.then.find_inode(other) is not None:
+                    return other
+        return directory
+
+    def _sources(self, base: Ino) -> list[Ino]:
+        return workspace_queries.sources_of(self._connection, self.workspace, base)
+
     # -- what stands for what --
 
     def base(self, ino: Ino) -> Ino:
@@ -148,8 +168,7 @@ class Sides:
         for applied in reversed(self._applied):
             inode = applied.view.find_inode(ino) if ino in applied.inodes else None
             if inode is not None:
-                sources = workspace_queries.sources_of(self._connection, self.workspace, ino)
-                found = [applied.view.find_inode(source) for source in sources]
+                found = [applied.view.find_inode(source) for source in self._sources(ino)]
                 yield Moment(applied.view, inode, [each for each in found if each is not None])
         inode = self.begin.find_inode(ino)
         if inode is not None:
