@@ -68,7 +68,8 @@ def list_all(work: Work, args: NoArguments) -> Reply:
 
 def _may_know(work: Work, workspace: Workspace) -> bool:
     path = work.store.reader.find_path(workspace.ino)
-    return path is not None and may_list(work.store, path, work.actor)
+    own = workspace.uid == work.actor.uid
+    return path is not None and (own or may_list(work.store, path, work.actor))
 
 
 def status(work: Work, args: ReviewArguments) -> Reply:
@@ -208,9 +209,10 @@ def named(work: Work, name: str) -> Workspace:
     """Return the workspace of a name; of several, which an undo may bring about, the newest.
 
     Raises:
-        NotFound: There is none.
+        NotFound: There is none that whoever asks may know of.
     """
-    found = workspace_queries.workspaces_called(work.store.database.connection, name)
+    called = workspace_queries.workspaces_called(work.store.database.connection, name)
+    found = [each for each in called if _may_know(work, each)]
     if not found:
         raise errors.NotFound(f"there is no workspace {name}; nexus-ctl workspace list shows all")
     return max(found, key=lambda workspace: workspace.made_seq)
@@ -222,7 +224,11 @@ def _facts(work: Work, workspace: Workspace) -> dict[str, Any]:
     return {
         "name": workspace.name,
         "path": to_text(path or b""),
-        "over": None if base is None else to_text(base),
+        "over": None if base is None else _shown_to(work, base),
         "as_of": workspace.base_seq,
         "uid": workspace.uid,
     }
+
+
+def _shown_to(work: Work, path: Path) -> str:
+    return to_text(path) if may_list(work.store, path, work.actor) else HIDDEN
