@@ -17,6 +17,7 @@ from nexus_engine.engine import Engine
 from nexus_engine.fs.quotas import set_quota
 from nexus_engine.history.restore import restore
 from nexus_engine.history.select import Selector
+from nexus_engine.history.versions import names_with_versions, versions
 from nexus_engine.meta.connection import DATABASE_NAME, Connection
 from nexus_engine.repair.repair import repair
 from nexus_engine.retention.prune import prune
@@ -299,3 +300,10 @@ async def test_another_process_sees_what_nobody_looked_at(world: World) -> None:
     assert {entry.name for entry in listed} == {b"a", b"b", b"old", b"s"}
     assert apparent(world, "w") == apparent(world, "docs")
     await other.close()
+
+
+async def test_what_nobody_looked_at_has_versions(world: World) -> None:
+    made = make(world, "w", "docs")
+    (version,) = versions(world.database, made.ino, Name(b"a"))
+    assert (version.seq, version.size) == (made.made_seq, len(b"first a"))
+    assert set(names_with_versions(world.database, world.inode("w/old").ino)) == {b"a2", b"c"}
