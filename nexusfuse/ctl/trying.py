@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import subprocess
 from pathlib import Path as FilePath
@@ -39,7 +38,7 @@ def try_(
     line = place.shell()
     if line.store is not None:
         raise click.UsageError("a command runs in a mount; --store is for stores without one")
-    name = f"try-{secrets.token_hex(4)}"
+    name = f"try-{os.urandom(4).hex()}"
     args = {"name": name, "over": line.path(over)}
     if at is not None:
         args["at"] = line.path(at)
