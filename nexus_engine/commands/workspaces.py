@@ -29,9 +29,9 @@ from nexus_engine.meta.workspace_queries import Workspace
 from nexus_engine.permissions.modes import READ, SEARCH, WRITE
 from nexus_engine.types import ROOT_INO, Ino, Name, Path
 
-PATCH_BYTES = 1 << 20
+PATCH_BYTES = 8 << 20
 """Of text in one reply to ``diff``, about; who wants more asks again."""
-PATCHES_MAX = 1000
+PATCHES_MAX = 10_000
 _NOTHING_DONE = {"seq": None, "dry_run": True}
 DIRECTORY = "workspaces"
 """Where a workspace is that nobody chose a place for."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nexus_engine import errors
-from nexus_engine.commands import Request, execute, ignore_progress
+from nexus_engine.commands import Request, execute, ignore_progress, workspaces
 from nexus_engine.types import Actor
 from tests.unit.undoing import ROOT
 from tests.unit.worlds import ALICE, BOB, World
@@ -62,11 +62,14 @@ async def test_names_in_directories_that_one_may_not_list_are_hidden(world: Worl
         ask(world, BOB, "status", name="w")
 
 
-async def test_a_diff_comes_in_parts_with_deletions_first(world: World) -> None:
+async def test_a_diff_comes_in_parts_with_deletions_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspaces, "PATCH_BYTES", 250)
     ask(world, ROOT, "create", name="w", over="docs")
     await world.unlink("workspaces/w/b")
     for number in range(3):
-        await world.write(f"workspaces/w/big{number}", (b"x" * 99 + b"\n") * 7000)
+        await world.write(f"workspaces/w/big{number}", b"line of a text\n" * 4)
     first = ask(world, ROOT, "diff", name="w")
     assert [c["change"] for c in first["changes"]] == ["removed", "added", "added"]
     rest = ask(world, ROOT, "diff", name="w", skip=first["next"])
