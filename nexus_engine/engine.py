@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path as FilePath
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -28,6 +28,7 @@ from nexus_engine.history.moments import require_whole
 from nexus_engine.history.versions import require_still_there
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import AsOfReader, Listed, View
+from nexus_engine.meta.transaction import Transaction
 from nexus_engine.metadata_copy import put_metadata
 from nexus_engine.oplog.tail import Stale, Tail
 from nexus_engine.permissions.acl import NAMES as ACLS
@@ -36,6 +37,7 @@ from nexus_engine.recovery import recover
 from nexus_engine.store import Store
 from nexus_engine.types import NAME_MAX, ROOT_INO, Actor, FsUsage, Ino, Inode, Name, Seq
 
+P = ParamSpec("P")
 R = TypeVar("R")
 Groups = Callable[[], Collection[int]]
 
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _SECURING_MAX = 256
 """Who waits for a bucket does so in a thread. All who wait share what is sent."""
+_NOBODY = Actor(0, 0)
 _WATCHED_BYTES = 128 * 1024
 _NAMES_SHOWN = 10
 
@@ -59,6 +62,7 @@ class Engine:
         self.store = store
         store.announce_writing()
         store.disk.look()
+        store.database.shadows.run = store.with_reserve
         self.reader = store.reader
         self.content = Content(store, noatime=noatime)
         self.tail = Tail(store.database)
@@ -155,8 +159,19 @@ class Engine:
         """
         if len(name) > NAME_MAX:
             raise errors.NameTooLong(f"name of {len(name)} bytes; at most {NAME_MAX}")
-        inode = self.reader.find_child(parent, name)
+        inode = await self.look(parent, self.reader.find_child, parent, name)
         return None if inode is None else self.content.over(inode)
+
+    async def look(
+        self, directory: Ino, find: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Ask for entries of a directory, which may have to become rows first (``shadows``)."""
+        try:
+            return find(*args, **kwargs)
+        except errors.StoreBusy:
+            # Not to be waited for in the loop: who writes may be a thread that waits for it.
+            await self.store.write(_appear, _NOBODY, directory)
+            return find(*args, **kwargs)
 
     async def getattr(self, ino: Ino) -> Inode:
         """Return an inode, also one that was removed and is still referred to.
@@ -285,7 +300,7 @@ class Engine:
         over = self.content.over
         return [
             entry if (now := over(entry.inode)) is entry.inode else entry._replace(inode=now)
-            for entry in self.reader.list_children(parent, after, limit)
+            for entry in await self.look(parent, self.reader.list_children, parent, after, limit)
         ]
 
     async def parent_of(self, ino: Ino) -> Ino:
@@ -609,6 +624,10 @@ class Engine:
             inodes=inodes,
             inodes_free=inodes_free,
         )
+
+
+def _appear(tx: Transaction, directory: Ino) -> None:
+    tx.connection.appear(directory)
 
 
 def _some(names: list[str]) -> str:

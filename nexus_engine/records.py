@@ -15,8 +15,11 @@ GENESIS_HASH = bytes(32)
 KINDS = (
     "create", "mkdir", "mknod", "symlink", "link", "unlink", "rmdir", "rename", "exchange",
     "setattr", "write", "setxattr", "removexattr", "undo", "restore", "snapshot", "drop-snapshot",
-    "recover", "prune", "purge", "repair", "quota",
+    "recover", "prune", "purge", "repair", "quota", "workspace", "apply", "discard",
 )  # fmt: skip
+
+OF_MANY = frozenset(("undo", "restore", "recover", "repair", "workspace", "apply", "discard"))
+"""Kinds that may change many things at once: ``touched`` has a row for each of them."""
 
 _encode_json = msgspec.json.Encoder().encode
 _encode_msgpack = msgspec.msgpack.Encoder().encode

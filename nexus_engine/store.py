@@ -27,6 +27,7 @@ from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
 from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
 from nexus_engine.disk import Disk
+from nexus_engine.meta.busy import retry
 from nexus_engine.meta.connection import DATABASE_NAME, Connection, migrate, older_version
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
@@ -36,7 +37,7 @@ from nexus_engine.placing import find_packs_url, limit_s, move_in, open_objects,
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve
 from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
-from nexus_engine.writing import Writing, retry
+from nexus_engine.writing import Writing
 
 P = ParamSpec("P")
 Q = TypeVar("Q")
@@ -84,6 +85,7 @@ class Store:
         self.with_reserve = self._writing.with_reserve
         self.let_wait = self._writing.let_wait
         self.settle = self._writing.settle
+        database.shadows.run = self._writing.upkeep
         # The bucket has limits of its own: it must not be taken for a disk that hangs.
         more_s = limit_s(self.packs_url, config)
         self.disk = Disk(

@@ -12,6 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import anyio
 
 from nexus_engine import errors
+from nexus_engine.meta.busy import BUSY_LIMIT_S, retry
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.journal import Entry, Journal, read_journal
 from nexus_engine.meta.transaction import Transaction
@@ -24,8 +25,6 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-BUSY_LIMIT_S = 30.0
-"""A writer waits this long for another process's transaction."""
 WAITING_MAX = 256
 """So many operations share a COMMIT at the most: it keeps others waiting."""
 
@@ -211,16 +210,3 @@ class Writing:
         """Let go of the journal; what is in it stays."""
         if self._journal is not None:
             self._journal.close()
-
-
-def retry(action: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run something again while another process is writing; blocks."""
-    delay_s, deadline_s = 0.0005, time.monotonic() + BUSY_LIMIT_S
-    while True:
-        try:
-            return action(*args, **kwargs)
-        except errors.StoreBusy:
-            if time.monotonic() > deadline_s:
-                raise
-        time.sleep(delay_s)
-        delay_s = min(delay_s * 2, 0.05)

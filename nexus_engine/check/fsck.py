@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from nexus_engine import errors
-from nexus_engine.check import content, packs, past, problems, quotas, tree
+from nexus_engine.check import content, packs, past, problems, quotas, tree, workspaces
 from nexus_engine.check.damage import FILES_SHOWN
 from nexus_engine.check.problems import REPAIR, RESTORE_BACKUP, Invariant, Problem
 from nexus_engine.meta import check_log_queries
@@ -49,7 +49,7 @@ def _invariants(*, deep: bool) -> Iterator[Invariant]:
     yield Invariant("database", partial(_database_is_whole, thorough=deep))
     yield Invariant("schema", _schema_is_complete)
     yield Invariant("store", _store_facts)
-    for module in (tree, past, content, packs, quotas):
+    for module in (tree, past, content, packs, quotas, workspaces):
         yield from module.INVARIANTS
     lost: set[Digest] = set()
     yield packs.deep_invariant(lost) if deep else packs.quick_invariant(lost)

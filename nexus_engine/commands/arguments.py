@@ -16,7 +16,7 @@ from nexus_engine.types import NAME_MAX, Path
 
 PAGE_MAX = 100_000
 """Records in one reply; who wants more asks for the next page."""
-_BYTES = frozenset({"path", "to", "key", "value"})
+_BYTES = frozenset({"path", "to", "key", "value", "over", "at"})
 """Arguments that stand for bytes; the others are text."""
 _SEQ_MAX = 2**63 - 1
 
@@ -138,6 +138,37 @@ class QuotaArguments(Arguments, frozen=True):
     path: str
     bytes: Number | None = None
     inodes: Number | None = None
+
+
+class WorkspaceArguments(Arguments, frozen=True):
+    name: str
+
+
+class MakeWorkspaceArguments(WorkspaceArguments, frozen=True):
+    """A workspace over the directory ``over``, at the path ``at``."""
+
+    over: str = ""
+    at: str | None = None
+
+
+Paths = Annotated[list[str], msgspec.Meta(max_length=PAGE_MAX)]
+
+
+class ReviewArguments(WorkspaceArguments, frozen=True):
+    """Of a workspace: these paths and what is below them, relative to it; none: all."""
+
+    paths: Paths = []
+
+
+class PatchArguments(ReviewArguments, frozen=True):
+    skip: Number = 0
+    """So many changes were shown already."""
+
+
+class ApplyArguments(ReviewArguments, frozen=True):
+    merge: bool = False
+    """Text that both sides changed, in different lines, becomes what both made of it."""
+    dry_run: bool = False
 
 
 class FsckArguments(Arguments, frozen=True):

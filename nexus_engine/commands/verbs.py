@@ -17,6 +17,7 @@ from nexus_engine.commands import (
     limiting,
     reading,
     retaining,
+    workspaces,
 )
 from nexus_engine.commands.arguments import Arguments, parse_arguments
 from nexus_engine.meta.connection import GARBAGE
@@ -51,6 +52,12 @@ VERBS = {
     "quota-set": Entry(arguments.QuotaArguments, limiting.set_limits, changes=True),
     "quota-list": Entry(arguments.NoArguments, limiting.list_limits),
     "quota-remove": Entry(arguments.PathArguments, limiting.remove_limits, changes=True),
+    "workspace-create": Entry(arguments.MakeWorkspaceArguments, workspaces.create, changes=True),
+    "workspace-list": Entry(arguments.NoArguments, workspaces.list_all),
+    "workspace-status": Entry(arguments.ReviewArguments, workspaces.status),
+    "workspace-diff": Entry(arguments.PatchArguments, workspaces.diff),
+    "workspace-apply": Entry(arguments.ApplyArguments, workspaces.apply, changes=True),
+    "workspace-discard": Entry(arguments.WorkspaceArguments, workspaces.discard, changes=True),
     "verify-log": Entry(arguments.NoArguments, checking.verify_log),
     "fsck": Entry(arguments.FsckArguments, checking.fsck),
     "repair": Entry(arguments.FsckArguments, checking.repair, changes=True),

@@ -16,7 +16,7 @@ from nexus_engine import errors
 from nexus_engine.history.versions import read_content
 from nexus_engine.meta import history_queries, log_pruning_queries
 from nexus_engine.meta.database import Database
-from nexus_engine.meta.reader import PATH_DEPTH_MAX, AsOfReader, Listed, resolve
+from nexus_engine.meta.reader import PATH_DEPTH_MAX, AsOfReader, Listed, View, resolve
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Ino, Inode, Name, Path, Seq
 
@@ -79,22 +79,36 @@ def unified_diff(store: Store, path: Path, from_seq: Seq, to_seq: Seq) -> Iterat
         NotFound: The file existed at neither moment.
         IsADirectory: It is not a file.
     """
-    name = path.decode(errors="backslashreplace")
     sides = [_side(store, path, seq) for seq in (from_seq, to_seq)]
     if sides == [None, None]:
         raise errors.NotFound(f"{_show(path)} existed at neither moment")
-    contents = [_read_text(store, side) for side in sides]
-    if contents[0] == contents[1] and None not in contents:
+    old, new = ("" if side is None else read_text(store, *side) for side in sides)
+    name = path.decode(errors="backslashreplace")
+    names = [f"{name}@op-{seq}" for seq in (from_seq, to_seq)]
+    shown = [None if side is None else name for side, name in zip(sides, names, strict=True)]
+    yield from patch(old, new, shown[0], shown[1])
+
+
+def patch(
+    old: str | None, new: str | None, old_name: str | None, new_name: str | None
+) -> Iterator[str]:
+    """Yield the lines of a unified diff of two texts, with their ends.
+
+    Args:
+        old: ``None``: no text, or too much of it.
+        old_name: ``None``: there is none.
+    """
+    if old == new and old is not None:
         return
-    old, new = contents
     if old is None or new is None:
-        yield f"Files {name}@op-{from_seq} and {name}@op-{to_seq} differ (binary, or too long)\n"
+        names = " and ".join(name for name in (old_name, new_name) if name is not None)
+        yield f"Files {names} differ (binary, or too long)\n"
         return
     lines = difflib.unified_diff(
         list(io.StringIO(old)),  # splits at line feeds only
         list(io.StringIO(new)),
-        "/dev/null" if sides[0] is None else f"{name}@op-{from_seq}",
-        "/dev/null" if sides[1] is None else f"{name}@op-{to_seq}",
+        old_name or "/dev/null",
+        new_name or "/dev/null",
     )
     for line in lines:
         yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
@@ -319,18 +333,21 @@ def _side(store: Store, path: Path, seq: Seq) -> _Side | None:
     return _Side(view, inode)
 
 
-def _read_text(store: Store, side: _Side | None) -> str | None:
+def read_text(store: Store, view: View, inode: Inode) -> str | None:
     """Return a file's text, ``None`` where it is none or too much of it."""
-    if side is None:
-        return ""
-    if side.inode.target is not None:
-        return side.inode.target.decode(errors="backslashreplace") + "\n"
-    if not side.inode.is_file or side.inode.size > TEXT_MAX_BYTES:
+    if inode.target is not None:
+        return inode.target.decode(errors="backslashreplace") + "\n"
+    if not inode.is_file or inode.size > TEXT_MAX_BYTES:
         return None
-    content = read_content(store, side.view, side.inode, 0, side.inode.size)
-    if b"\0" in content[:_BINARY_PROBE] or content.count(b"\n") > TEXT_MAX_LINES:
+    content = read_content(store, view, inode, 0, inode.size)
+    if not is_text(content) or content.count(b"\n") > TEXT_MAX_LINES:
         return None
     return content.decode(errors="backslashreplace")
+
+
+def is_text(content: bytes) -> bool:
+    """Tell whether a content looks like text, whatever its encoding."""
+    return b"\0" not in content[:_BINARY_PROBE]
 
 
 def _is_same(old: Inode, new: Inode) -> bool:

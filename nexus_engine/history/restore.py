@@ -10,9 +10,17 @@ from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
 from nexus_engine import errors
-from nexus_engine.fs.namespace import check_name, drop_link
+from nexus_engine.fs.namespace import check_name
+from nexus_engine.history.subtrees import (
+    iter_children,
+    join,
+    put_content,
+    put_xattrs,
+    remove_tree,
+    xattrs_of,
+)
 from nexus_engine.meta import retention_queries
-from nexus_engine.meta.reader import AsOfReader, Listed, View, resolve
+from nexus_engine.meta.reader import AsOfReader, Listed, resolve
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
 from nexus_engine.reserve import frees_space
@@ -20,9 +28,7 @@ from nexus_engine.store import Store
 from nexus_engine.types import (
     NO_INO,
     ROOT_INO,
-    SIZE_MAX,
     Actor,
-    Extent,
     Ino,
     Inode,
     Name,
@@ -34,7 +40,6 @@ CREATED = "created"
 CHANGED = "changed"
 REMOVED = "removed"
 
-_PAGE = 512
 _PROGRESS_EVERY = 100
 
 
@@ -208,9 +213,9 @@ class _Restoration:
         pending = [(then, now, path)]
         while pending and then.is_dir:
             old, new, path = pending.pop()
-            for entry in _iter_children(self._tx, new.ino):
+            for entry in iter_children(self._tx.list_children, new.ino):
                 was = self._then.find_child(old.ino, entry.name)
-                below = _join(path, entry.name)
+                below = join(path, entry.name)
                 if was is None:
                     if self._exact:
                         self._remove_tree(new.ino, entry.name, entry.inode, below)
@@ -222,29 +227,8 @@ class _Restoration:
                     pending.append((was, entry.inode, below))
 
     def _remove_tree(self, parent: Ino, name: Name, inode: Inode, path: Path) -> None:
-        """Remove a name with everything below it, deepest first."""
-        tx = self._tx
-        stack = [(parent, name, inode, path, self._children_of(inode))]
-        while stack:
-            parent, name, inode, path, entries = stack[-1]
-            entry = next(entries, None)
-            if entry is not None:
-                below = _join(path, entry.name)
-                stack.append(
-                    (inode.ino, entry.name, entry.inode, below, self._children_of(entry.inode))
-                )
-                continue
-            stack.pop()
-            tx.remove_dentry(parent, name)
-            if inode.is_dir:
-                tx.remove_inode(inode.ino)
-            else:
-                drop_link(tx, tx.get_inode(inode.ino), self._keep)
-            tx.touch_directory(parent, subdirectories=-1 if inode.is_dir else 0)
-            self._note(REMOVED, path, inode.ino, parent, name)
-
-    def _children_of(self, inode: Inode) -> Iterator[Listed]:
-        return _iter_children(self._tx, inode.ino) if inode.is_dir else iter(())
+        for gone in remove_tree(self._tx, parent, name, inode, path, self._keep):
+            self._note(REMOVED, gone.path, gone.inode.ino, gone.parent, gone.name)
 
     # -- directories --
 
@@ -254,7 +238,7 @@ class _Restoration:
         parent, path = ROOT_INO, Path(b"")
         was = then.find_inode(ROOT_INO)
         for part in target.split(b"/")[:-1]:
-            name, path = Name(part), _join(path, part)
+            name, path = Name(part), join(path, part)
             was = then.find_child(was.ino, name) if was is not None else None
             there = tx.find_child(parent, name)
             if there is None:
@@ -273,6 +257,7 @@ class _Restoration:
         there = tx.find_child(parent, name)
         if there is not None:
             return self._enter(was, there.ino, path, created=False)
+        tx.appear(was.ino)  # as it was: rows of today would be in the way
         free = not self.copy and tx.find_inode(was.ino) is None
         ino = was.ino if free else tx.new_ino()
         inode = was._replace(ino=ino, nlink=2, ctime_ns=tx.now_ns, from_seq=tx.seq)
@@ -284,7 +269,7 @@ class _Restoration:
         return self._enter(was, ino, path, created=True)
 
     def _enter(self, was: Inode, ino: Ino, path: Path, *, created: bool) -> _Directory:
-        entries = _iter_children(self._then, was.ino)
+        entries = iter_children(self._then.list_children, was.ino)
         return _Directory(was, ino, path, created, ino in self._mixed, entries)
 
     def _restore_tree(self, top: _Directory) -> Ino:
@@ -300,7 +285,7 @@ class _Restoration:
             if entry is None:
                 self._finish_directory(stack.pop())
                 continue
-            path = _join(directory.path, entry.name)
+            path = join(directory.path, entry.name)
             if entry.inode.is_dir:
                 stack.append(self._place_directory(directory.ino, entry.name, entry.inode, path))
             else:
@@ -409,26 +394,10 @@ class _Restoration:
         if lived and now.content_seq == was.content_seq:
             return False
         old = self._then.extents(was.ino, 0, was.size) if was.size else []
-        new = tx.extents(now.ino, 0, SIZE_MAX)
-        same = _common(old, new)
-        if same == len(old) == len(new) and now.size == was.size:
-            return False
-        rest = old[same:] + new[same:]
-        if rest:
-            tx.truncate_extents(now.ino, min(extent.start for extent in rest))
-            tx.put_extents(now.ino, old[same:])
-        return True
+        return put_content(tx, now.ino, old) or now.size != was.size
 
     def _restore_xattrs(self, source: Ino, ino: Ino) -> bool:
-        tx, then = self._tx, self._then
-        old = {name: then.find_xattr(source, name) for name in then.xattr_names(source)}
-        new = {name: tx.find_xattr(ino, name) for name in tx.xattr_names(ino)}
-        for name in new.keys() - old.keys():
-            tx.remove_xattr(ino, name)
-        for name, value in old.items():
-            if value is not None and new.get(name) != value:
-                tx.put_xattr(ino, name, value)
-        return old != new
+        return put_xattrs(self._tx, ino, xattrs_of(self._then, source))
 
     def _note(
         self, action: str, path: Path, ino: Ino, parent: Ino = NO_INO, name: bytes = b""
@@ -452,29 +421,6 @@ def _differ(now: Inode, after: Inode) -> bool:
         return (inode.mode, inode.uid, inode.gid, inode.size, inode.mtime_ns, inode.target)
 
     return seen(now) != seen(after)
-
-
-def _common(old: list[Extent], new: list[Extent]) -> int:
-    """Return how many extents two lists have in common at their beginning."""
-    for index, (first, second) in enumerate(zip(old, new, strict=False)):
-        if first != second:
-            return index
-    return min(len(old), len(new))
-
-
-def _iter_children(view: View, directory: Ino) -> Iterator[Listed]:
-    """Yield a directory's entries a page at a time; entries may be removed meanwhile."""
-    after = 0
-    while True:
-        page = view.list_children(directory, after, _PAGE)
-        if not page:
-            return
-        yield from page
-        after = page[-1].cookie
-
-
-def _join(directory: bytes, name: bytes) -> Path:
-    return Path(directory + b"/" + name if directory else name)
 
 
 def _show(path: bytes) -> str:

@@ -22,6 +22,9 @@ REFERENCES = (
     ("child_change", "parent", "seq"),
     ("kept", "seq", "seq"),
     ("expired", "ino", "until_seq"),
+    ("workspace", "name", "base_seq"),
+    ("workspace", "name", "made_seq"),
+    ("applied", "workspace", "seq"),
 )
 
 

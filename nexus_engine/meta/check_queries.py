@@ -75,12 +75,16 @@ def wrong_file_links(connection: Connection) -> Iterator[tuple[int, int, int]]:
 
 
 def wrong_directory_links(connection: Connection) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (ino, nlink, names, subdirectories) of directories where these do not fit."""
+    """Yield (ino, nlink, names, subdirectories) of directories where these do not fit.
+
+    One whose entries are no rows yet has those of what it began as, and counts these.
+    """
     return connection.iterate(
         "SELECT * FROM (SELECT i.ino, i.nlink,"
         " (SELECT count(*) FROM dentry d WHERE d.ino = i.ino) AS names,"
         f" (SELECT count(*) FROM dentry d WHERE d.parent = i.ino AND d.kind = {_DIR}) AS below"
-        f" FROM inode i WHERE (i.mode & {_TYPE}) = {_DIR})"
+        f" FROM inode i WHERE (i.mode & {_TYPE}) = {_DIR}"
+        "  AND NOT EXISTS (SELECT 1 FROM shadow s WHERE s.ino = i.ino AND s.pending = 1))"
         " WHERE nlink <> 2 + below OR names <> (CASE ino WHEN 1 THEN 0 ELSE 1 END)"
     )
 

@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import apsw
 
 from nexus_engine import errors
 from nexus_engine.meta import schema
+from nexus_engine.types import Ino
 
 DATABASE_NAME = "meta.db"
 RESTART_WAIT_MS = 2000
@@ -80,6 +81,22 @@ def translate(error: Exception) -> Exception:
     return error
 
 
+class Appearing(Protocol):
+    """Knows of directories whose entries become rows when somebody looks (``shadows``)."""
+
+    def appear(self, directory: Ino) -> bool:
+        """Have the entries of a directory become rows; tell whether they did just now."""
+        ...
+
+    def is_pending(self, directory: Ino) -> bool:
+        """Tell whether a directory's entries are no rows yet."""
+        ...
+
+    def forget(self) -> None:
+        """Somebody else changed the database."""
+        ...
+
+
 class Connection:
     """Thin wrapper: statements in, rows out, engine errors raised."""
 
@@ -106,6 +123,10 @@ class Connection:
         """Called before something is read, while something that was done does not show here."""
         self.note_failure: Callable[[], None] | None = None
         """Called when a statement failed: that may have ended the transaction, whatever it was."""
+        self.shadows: Appearing | None = None
+        """Asked where a directory seems to lack an entry, and before all are listed."""
+        self.unlisted = False
+        """The transaction changed something that it does not know of."""
         try:
             # Reads and writes run inline in the event loop: never wait for another process's lock
             # here, the caller retries when it can.
@@ -154,6 +175,10 @@ class Connection:
             yield from self.execute(sql, arguments)
         except _FAILURES as error:
             raise self._translate(error) from error
+
+    def appear(self, directory: Ino) -> bool:
+        """Have the entries of a directory become rows; tell whether they did just now."""
+        return self.shadows is not None and self.shadows.appear(directory)
 
     def run(self, sql: str, arguments: tuple[Any, ...] = ()) -> None:
         """Run a statement for its effect."""

@@ -15,6 +15,7 @@ from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.journal import Entry, Journal
 from nexus_engine.meta.quotas import Usage
 from nexus_engine.meta.reader import AsOfReader, Reader
+from nexus_engine.meta.shadows import Shadows
 from nexus_engine.meta.statements import ADD_CHUNK
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.types import Actor, Ino, Seq
@@ -38,6 +39,7 @@ class Database:
     def __init__(self, connection: Connection, clock: Clock) -> None:
         self.connection = connection
         self.reader = Reader(connection)
+        self.shadows = connection.shadows = Shadows(connection)
         self._transaction = Transaction(connection, clock)
         self._wal_fd = -1
         self._sync_lock = threading.Lock()

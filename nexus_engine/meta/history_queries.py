@@ -105,6 +105,7 @@ def list_snapshots(connection: Connection) -> list[SnapshotRow]:
 
 def inodes_of_name(connection: Connection, parent: Ino, name: Name) -> list[Ino]:
     """Return every regular file that ever had this name."""
+    connection.appear(parent)
     rows = connection.all(_INODES_OF_NAME, (parent, name_hash(name), name))
     return [row[0] for row in rows]
 
@@ -142,6 +143,7 @@ def iter_file_names(connection: Connection, parent: Ino) -> Iterator[Name]:
 
     Reads a page at a time: no cursor stays open in between.
     """
+    connection.appear(parent)
     after: tuple[int, bytes] = (0, b"")
     while True:
         page = connection.all(_NAMES_OF_FILES, (parent, *after, _PAGE))

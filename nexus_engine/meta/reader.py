@@ -128,26 +128,48 @@ class Reader:
         return None if row is None else row[0]
 
     def find_child(self, parent: Ino, name: Name) -> Inode | None:
-        row = self._one(_FIND_CHILD, (parent, name_hash(name), name))
+        key = (parent, name_hash(name), name)
+        row = self._one(_FIND_CHILD, key)
+        if row is None and self._connection.appear(parent):
+            row = self._one(_FIND_CHILD, key)
         return None if row is None else Inode._make(row)
 
     def find_children(self, parent: Ino, names: Sequence[Name]) -> dict[Name, Inode]:
         """Return what some names mean, of those that mean anything; perhaps others as well."""
+        self._connection.appear(parent)
         rows = self._of_many(_FIND_CHILDREN, (parent,), [name_hash(name) for name in names])
         return {row[0]: Inode._make(row[1:]) for row in rows}
 
     def find_dentry(self, parent: Ino, name: Name) -> Dentry | None:
-        row = self._one(_FIND_DENTRY, (parent, name_hash(name), name))
+        key = (parent, name_hash(name), name)
+        row = self._one(_FIND_DENTRY, key)
+        if row is None and self._connection.appear(parent):
+            row = self._one(_FIND_DENTRY, key)
         return None if row is None else Dentry._make(row)
 
     def list_children(self, parent: Ino, after: int, limit: int) -> list[Listed]:
         """Return up to ``limit`` entries in directory order, after a cookie (0: from the start)."""
+        self._connection.appear(parent)
+        return self.list_rows(parent, after, limit)
+
+    def list_rows(self, parent: Ino, after: int, limit: int) -> list[Listed]:
+        """Return likewise the entries that are rows: not what nobody looked at (``shadows``)."""
         return [
             Listed(row[0], row[1], Inode._make(row[2:]))
             for row in self._all(_LIST, (parent, after, limit))
         ]
 
+    def appear(self, directory: Ino) -> bool:
+        """Have the entries of a directory become rows; tell whether they did just now."""
+        return self._connection.appear(directory)
+
+    def is_pending(self, directory: Ino) -> bool:
+        """Tell whether a directory's entries are no rows yet."""
+        shadows = self._connection.shadows
+        return shadows is not None and shadows.is_pending(directory)
+
     def is_empty(self, parent: Ino) -> bool:
+        self._connection.appear(parent)
         return self._one("SELECT 1 FROM dentry WHERE parent = ? LIMIT 1", (parent,)) is None
 
     def dentries_of(self, ino: Ino) -> list[Dentry]:
@@ -386,6 +408,9 @@ class AsOfReader:
             return inode
         changed, time_ns = self._one(_CHILD_CHANGE_ASOF, (inode.ino, self.seq)) or (0, None)
         subdirectories = (self._one(_SUBDIRECTORIES_ASOF, (inode.ino, self.seq)) or (0,))[0]
+        shadows = self._connection.shadows
+        if not subdirectories and shadows is not None and shadows.is_pending(inode.ino):
+            return inode
         directory = inode._replace(nlink=2 + subdirectories)
         if changed <= inode.from_seq or time_ns is None:
             return directory
@@ -418,6 +443,8 @@ class AsOfReader:
         if found is not None:
             return self._with_derived(Inode._make(found))
         named = self._one(_FIND_DENTRY_ASOF, key)
+        if named is None and self._connection.appear(parent):
+            named = self._one(_FIND_DENTRY_ASOF, key)
         if named is None:
             self._require_kept(parent)
             return None
@@ -436,11 +463,15 @@ class AsOfReader:
 
     def find_dentry_ino(self, parent: Ino, name: Name) -> Ino | None:
         """Return what a name meant, without its inode."""
-        row = self._one(_FIND_DENTRY_ASOF, (parent, name_hash(name), name, self.seq))
+        key = (parent, name_hash(name), name, self.seq)
+        row = self._one(_FIND_DENTRY_ASOF, key)
+        if row is None and self._connection.appear(parent):
+            row = self._one(_FIND_DENTRY_ASOF, key)
         return None if row is None else row[0]
 
     def list_children(self, parent: Ino, after: int, limit: int) -> list[Listed]:
         """Return up to ``limit`` entries in directory order, after a cookie (0: from the start)."""
+        self._connection.appear(parent)
         rows = self._all(_LIST_ASOF, (parent, after, self.seq, limit))
         # Afterwards: rows go together with the note that they are gone.
         self._require_kept(parent)

@@ -107,6 +107,17 @@ _NOTE_EXPIRED = (
         )
     )
 )
+_FORGET_SHADOWS = (
+    "DELETE FROM shadow WHERE ino BETWEEN ?1 AND ?2"
+    " AND NOT EXISTS (SELECT 1 FROM inode i WHERE i.ino = shadow.ino)"
+    " AND NOT EXISTS (SELECT 1 FROM inode_past p WHERE p.ino = shadow.ino)"
+)
+_FORGET_WORKSPACES = (
+    "DELETE FROM applied"
+    " WHERE NOT EXISTS (SELECT 1 FROM shadow s WHERE s.workspace = applied.workspace)",
+    "DELETE FROM workspace"
+    " WHERE NOT EXISTS (SELECT 1 FROM shadow s WHERE s.workspace = workspace.ino)",
+)
 _FORGET_EXPIRED = (
     "DELETE FROM expired WHERE ino BETWEEN ?1 AND ?2"
     " AND NOT EXISTS (SELECT 1 FROM inode i WHERE i.ino = expired.ino)"
@@ -135,6 +146,9 @@ def drop_rows(connection: Connection, first: Ino, last: Ino, whole_from: Seq) ->
         dropped += connection.changes()
     connection.run(_DROP_HASHES, (first, last))
     connection.run(_FORGET_EXPIRED, (first, last))
+    connection.run(_FORGET_SHADOWS, (first, last))
+    for sql in _FORGET_WORKSPACES:
+        connection.run(sql)
     return dropped
 
 
@@ -229,6 +243,26 @@ def sizes_of_history(connection: Connection, whole_from: Seq) -> list[tuple[Seq,
 
 # -- what is kept --
 
+# A workspace needs what it began as, and what it was when it was made or applied, for as long as
+# there is something of it, an undo can bring it back, or somebody can look at it as it was: at a
+# moment that is kept for something else than workspaces, which would keep each other for ever.
+_PINNED = (
+    "WITH own (seq) AS (SELECT base_seq FROM workspace UNION SELECT made_seq FROM workspace"
+    "  UNION SELECT seq FROM applied),"
+    " other (seq) AS (SELECT seq FROM snapshot"
+    "  UNION SELECT seq FROM kept WHERE seq NOT IN (SELECT seq FROM own)),"
+    " needed (ino) AS (SELECT w.ino FROM workspace w WHERE EXISTS (SELECT 1 FROM shadow s"
+    "  JOIN inode i ON i.ino = s.ino WHERE s.workspace = w.ino)"
+    "  OR EXISTS (SELECT 1 FROM shadow s JOIN inode_past p ON p.ino = s.ino"
+    "   WHERE s.workspace = w.ino AND (p.to_seq >"
+    "    coalesce((SELECT value FROM store WHERE key = 'pruned_to'), 0) OR EXISTS"
+    "    (SELECT 1 FROM other k WHERE k.seq >= p.from_seq AND k.seq < p.to_seq))))"
+    " SELECT seq FROM snapshot"
+    " UNION SELECT base_seq FROM workspace WHERE ino IN (SELECT ino FROM needed)"
+    " UNION SELECT made_seq FROM workspace WHERE ino IN (SELECT ino FROM needed)"
+    " UNION SELECT seq FROM applied WHERE workspace IN (SELECT ino FROM needed) ORDER BY 1"
+)
+
 
 def kept_moments(connection: Connection) -> list[Seq]:
     """Return the moments before ``pruned_to`` that are whole, ascending."""
@@ -236,8 +270,8 @@ def kept_moments(connection: Connection) -> list[Seq]:
 
 
 def pinned_moments(connection: Connection) -> list[Seq]:
-    """Return the moments of snapshots, ascending."""
-    return [row[0] for row in connection.all("SELECT DISTINCT seq FROM snapshot ORDER BY seq")]
+    """Return the moments of snapshots, and those that workspaces need, ascending."""
+    return [row[0] for row in connection.all(_PINNED)]
 
 
 def set_kept(connection: Connection, whole_from: Seq, moments: Iterable[tuple[Seq, bool]]) -> None:

@@ -324,7 +324,38 @@ CREATE TABLE quota (
 ) STRICT;
 """
 
-MIGRATIONS = (_V1, _V2)
+_V3 = """
+-- Workspaces: directories that began as another one was, the base. Their entries become rows when
+-- somebody first looks at them, true from when they would be if all had been copied at once.
+CREATE TABLE workspace (
+    ino INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,              -- one of those that there are now has it
+    base_ino INTEGER NOT NULL,
+    base_seq INTEGER NOT NULL,       -- it began as the base was after this operation
+    made_seq INTEGER NOT NULL,       -- the operation that made it
+    uid INTEGER NOT NULL             -- of who made it
+) STRICT;
+
+-- What stands for something of a base: a copy of it, or, once applied, what it was copied to.
+CREATE TABLE shadow (
+    ino INTEGER PRIMARY KEY,
+    workspace INTEGER NOT NULL,
+    base_ino INTEGER NOT NULL,
+    pending INTEGER                  -- directories: 1 while the entries are no rows yet, then 0
+) STRICT;
+CREATE INDEX shadow_workspace ON shadow (workspace, pending);
+CREATE INDEX shadow_base ON shadow (workspace, base_ino);
+CREATE INDEX shadow_pending ON shadow (ino) WHERE pending = 1;
+
+-- When changes of a workspace went into its base: from then on these are no changes by others.
+CREATE TABLE applied (
+    workspace INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (workspace, seq)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS = (_V1, _V2, _V3)
 """Script ``i`` takes a store from version ``i`` to ``i + 1``. Never edited once released."""
 
 VERSION = len(MIGRATIONS)

@@ -90,7 +90,7 @@ class Transaction(Reader):
 
     def begin(self, actor: Actor) -> None:
         self._statements = []
-        self._opaque = False
+        self._opaque = self._connection.unlisted = False
         self._begun = (self._head_seq, self._head_hash, self._head_time_ns)
         if not self._connection.in_transaction:
             if self.waiting:
@@ -121,8 +121,12 @@ class Transaction(Reader):
         """
         if self._dirty:
             raise RuntimeError("rows changed without a log record")
-        if not self._waits or self._opaque or not self._keep():
+        if not self._waits or self._is_opaque or not self._keep():
             self.commit_waiting()
+
+    @property
+    def _is_opaque(self) -> bool:
+        return self._opaque or self._connection.unlisted
 
     def _keep(self) -> bool:
         """Have the operation wait for its COMMIT, in the journal; tell whether it can."""
@@ -159,7 +163,7 @@ class Transaction(Reader):
     def abort(self) -> None:
         """Take back the operation that did not end. Those that wait may have to be `redo`ne."""
         self._head_seq, self._head_hash, self._head_time_ns = self._begun
-        untouched = not self._statements and not self._opaque
+        untouched = not self._statements and not self._is_opaque
         if untouched and self.waiting and self._connection.in_transaction:
             return
         self._data_version = -1
@@ -218,7 +222,13 @@ class Transaction(Reader):
         self._next_ino = self._ino_limit = 0
         self._paths = {ROOT_INO: Path(b"")}
         self._actors = {}
+        self.forget_shadows()
         self._begin_accounts()
+
+    def forget_shadows(self) -> None:
+        """There may be directories from now on whose entries are no rows yet."""
+        if self._connection.shadows is not None:
+            self._connection.shadows.forget()
 
     def _begin_accounts(self) -> None:
         accounts = Accounts(self._connection, self.held, self._run_returning)

@@ -18,6 +18,7 @@ import msgspec
 from nexus_engine.meta import retention_queries
 from nexus_engine.meta.connection import Connection, detail
 from nexus_engine.meta.reader import PATH_DEPTH_MAX, name_hash
+from nexus_engine.records import OF_MANY
 from nexus_engine.types import NO_INO, ROOT_INO, Ino, Inode, Name, Path, Seq
 
 Key = tuple[Ino, Name]
@@ -25,7 +26,6 @@ Key = tuple[Ino, Name]
 
 _BATCH = 5000
 _OF_NAMES = frozenset("create mkdir mknod symlink link unlink rmdir rename exchange".split())
-_OF_MANY = frozenset(("undo", "restore", "recover", "repair"))
 
 _ITEM = "json_each(?1) j CROSS JOIN"
 _OPERATIONS = (
@@ -60,8 +60,8 @@ _VERSIONS = (
     "  WHERE p.ino = j.value ->> 0 AND p.to_seq < j.value ->> 1), 0)"
 )
 _SETS_ATIME = (
-    f"SELECT o.seq FROM {_ITEM} oplog o ON o.seq = j.value WHERE o.kind IN ('undo', 'restore',"
-    " 'recover', 'repair')"
+    f"SELECT o.seq FROM {_ITEM} oplog o ON o.seq = j.value"
+    f" WHERE o.kind IN ({', '.join(map(repr, sorted(OF_MANY)))})"
     f" OR (o.kind = 'setattr' AND {detail('atime_ns', 'o.details')} IS NOT NULL)"
 )
 _XATTRS = (
@@ -166,7 +166,7 @@ class UndoQueries:
         for seq, parent, name in self._batches(_NAMES_CHANGED, pairs):
             changed.setdefault(seq, set()).add((parent, name))
         for operation in operations:
-            if operation.kind in _OF_MANY:
+            if operation.kind in OF_MANY:
                 rows = self._all(
                     "SELECT parent, name FROM touched WHERE seq = ? AND parent <> ?",
                     (operation.seq, NO_INO),
@@ -179,7 +179,7 @@ class UndoQueries:
         """Return the inodes of which each operation may have changed more than the names."""
         changed: dict[Seq, list[Ino]] = {}
         for operation in operations:
-            if operation.kind in _OF_MANY:
+            if operation.kind in OF_MANY:
                 rows = self._all("SELECT DISTINCT ino FROM touched WHERE seq = ?", (operation.seq,))
                 changed[operation.seq] = [row[0] for row in rows]
             elif operation.kind not in _OF_NAMES:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from nexus_engine.meta.connection import detail
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import resolve
+from nexus_engine.records import OF_MANY
 from nexus_engine.types import NO_INO, Ino, Name, Path, Seq
 
 _UNKNOWN = -1
@@ -51,6 +52,7 @@ class Tail:
                 self._cursor = max(own)
                 own.clear()
             return None
+        self._database.shadows.forget()
         stale = Stale(self._cursor, set(), set())
         rows = self._connection.all(
             f"SELECT seq, kind, ino, path, path2, {detail('replaced')}, {detail('exchanged')}"
@@ -61,7 +63,7 @@ class Tail:
             stale = stale._replace(upto=seq)
             if seq in own:
                 own.discard(seq)
-            elif kind in ("undo", "restore", "recover", "purge", "repair"):
+            elif kind in OF_MANY or kind == "purge":
                 self._add_touched(stale, seq)
             else:
                 stale.inodes.add(ino)

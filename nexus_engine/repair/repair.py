@@ -13,7 +13,7 @@ from functools import partial
 from nexus_engine import errors
 from nexus_engine.check.fsck import Problem, check
 from nexus_engine.meta import check_log_queries, repair_queries
-from nexus_engine.repair import content, packs, quotas, rows, tree
+from nexus_engine.repair import content, packs, quotas, rows, tree, workspaces
 from nexus_engine.repair.mending import Mended, Step, run
 from nexus_engine.store import Store
 from nexus_engine.types import Actor
@@ -26,7 +26,7 @@ _CHUNKS = frozenset(
     "chunk-record chunk-content content-lost content-lost-past pack-missing pack-short".split()
 )
 # Counters last: they follow what the others mend.
-_STEPS = (*rows.STEPS, *tree.STEPS, *content.STEPS, *quotas.STEPS)
+_STEPS = (*rows.STEPS, *workspaces.STEPS, *tree.STEPS, *content.STEPS, *quotas.STEPS)
 
 
 def repair(

@@ -19,7 +19,7 @@ import click
 from nexus_engine import errors
 from nexus_engine.commands import Request, ignore_progress
 from nexus_engine.commands.arguments import to_text
-from nexusfuse.ctl import control, mounts, render
+from nexusfuse.ctl import blocks, control, mounts, render
 from nexusfuse.ctl.exit_codes import DAMAGE
 from nexusfuse.ctl.options import COUNT, DIRECTORY, common_options, shell_only
 from nexusfuse.ctl.place import CommandLine, Failure, Place, opened
@@ -99,7 +99,7 @@ def _list(line: CommandLine, directory: Path) -> None:
     rows = [
         (
             g["generation"],
-            render.moment(g["time_ns"]),
+            blocks.moment(g["time_ns"]),
             f"op-{g['operations']}",
             render.size(g["packs_bytes"]),
             render.size(g["metadata_bytes"]),
@@ -108,33 +108,33 @@ def _list(line: CommandLine, directory: Path) -> None:
     ]
     rows += [(name, "its manifest is damaged", "", "", "") for name in broken]
     reply = {"directory": str(directory), "generations": generations, "unreadable": broken}
-    _show(line, reply, [render.Table(("GENERATION", "TIME", "OP", "PACKS", "METADATA"), rows)])
+    _show(line, reply, [blocks.Table(("GENERATION", "TIME", "OP", "PACKS", "METADATA"), rows)])
 
 
-def _backup_blocks(reply: dict[str, Any]) -> Iterator[render.Block]:
+def _backup_blocks(reply: dict[str, Any]) -> Iterator[blocks.Block]:
     yield from _damaged(reply)
     if reply["unreadable"]:
-        yield render.Line(
+        yield blocks.Line(
             f"The manifests of {', '.join(reply['unreadable'])} are damaged: remove them, or"
             " nothing is tidied up.",
             "yellow",
         )
     if reply["diverged"] is not None:
-        yield render.Line(
+        yield blocks.Line(
             f"The store does not continue {reply['diverged']}, the backup before: it was restored,"
             " or its log was cut or rewritten.",
             "yellow",
         )
     if reply["damaged_chunks"]:
-        yield render.Line(
+        yield blocks.Line(
             f"{reply['damaged_chunks']} chunks of the store are damaged; everything else is in the"
             " backup.",
             "bold red",
         )
     if reply["first"]:
         # Said because the disk that the earlier ones are on may just not be mounted.
-        yield render.Line(f"This begins a new backup: {reply['directory']} had none.")
-    yield render.Line(
+        yield blocks.Line(f"This begins a new backup: {reply['directory']} had none.")
+    yield blocks.Line(
         f"Backed up op-{reply['operations']} to {reply['directory']} as {reply['generation']}:"
         f" {render.size(reply['copied_bytes'])} of packs copied,"
         f" {render.size(reply['packs_bytes'])} in it; metadata"
@@ -179,7 +179,7 @@ def restore_store(
     }
     verdict = "with damage" if reply["problems"] else "and checked it"
     summary = f"Restored op-{reply['operations']} of {reply['generation']} to {path}, {verdict}."
-    _show(line, reply, [*_damaged(reply), render.Line(summary, "bold")])
+    _show(line, reply, [*_damaged(reply), blocks.Line(summary, "bold")])
     if reply["problems"]:
         raise click.exceptions.Exit(DAMAGE)
 
@@ -201,7 +201,7 @@ def _restore_from_bucket(line: CommandLine, url: str, path: Path) -> None:
     }
     verdict = "with damage" if reply["problems"] else "and checked it"
     summary = f"Restored op-{latest.head} to {path}, whose packs stay in {url}, {verdict}."
-    _show(line, reply, [*_damaged(reply), render.Line(summary, "bold")])
+    _show(line, reply, [*_damaged(reply), blocks.Line(summary, "bold")])
     if reply["problems"]:
         raise click.exceptions.Exit(DAMAGE)
 
@@ -269,7 +269,7 @@ def load(place: Place, new_store: str | None, packs: str | None) -> None:
     }
     verdict = "with damage" if reply["problems"] else "and checked it"
     summary = f"Loaded op-{loaded.header.head} into {path}, {verdict}."
-    _show(line, reply, [*_damaged(reply), render.Line(summary, "bold")])
+    _show(line, reply, [*_damaged(reply), blocks.Line(summary, "bold")])
     if reply["problems"]:
         raise click.exceptions.Exit(DAMAGE)
 
@@ -297,11 +297,11 @@ def rebuild_index(line: CommandLine) -> None:
         "gaps": [gap._asdict() for gap in rebuilt.gaps],
     }
     gaps = [
-        render.Line(f"gap  pack {gap.pack} from byte {gap.start} to {gap.end}: no records there")
+        blocks.Line(f"gap  pack {gap.pack} from byte {gap.start} to {gap.end}: no records there")
         for gap in rebuilt.gaps
     ]
     summary = f"Index made anew: packs {rebuilt.packs:,}, chunks {rebuilt.chunks:,}."
-    _show(line, reply, [*gaps, render.Line(summary)])
+    _show(line, reply, [*gaps, blocks.Line(summary)])
 
 
 # -- parts --
@@ -354,7 +354,7 @@ def _settle(line: CommandLine, store: Path) -> None:
                 )
 
 
-def _show(line: CommandLine, reply: dict[str, Any], blocks: Iterable[render.Block]) -> None:
+def _show(line: CommandLine, reply: dict[str, Any], blocks: Iterable[blocks.Block]) -> None:
     if line.json:
         click.echo(json.dumps(reply))
     else:
@@ -376,18 +376,18 @@ def _files(files: list[DamagedFile]) -> list[dict[str, Any]]:
     ]
 
 
-def _damaged(reply: dict[str, Any]) -> Iterator[render.Block]:
+def _damaged(reply: dict[str, Any]) -> Iterator[blocks.Block]:
     from nexus_engine.check.damage import FILES_SHOWN
 
     for problem in reply.get("problems", ()):
         text = f"{problem['code']}  {problem['where']}: {problem['message']}"
-        yield render.Line(text, "red")
+        yield blocks.Line(text, "red")
     for file in reply.get("damaged_files", ()):
-        path = f"inode {file['ino']}" if file["path"] is None else render.shown_path(file["path"])
+        path = f"inode {file['ino']}" if file["path"] is None else blocks.shown_path(file["path"])
         when = "" if file["until"] is None else f", as it was until op-{file['until']}"
-        yield render.Line(f"damaged  {path}{when}", "red")
+        yield blocks.Line(f"damaged  {path}{when}", "red")
     if len(reply.get("damaged_files", ())) == FILES_SHOWN:
-        yield render.Line(f"These are the first {FILES_SHOWN:,}; there may be more.", "red")
+        yield blocks.Line(f"These are the first {FILES_SHOWN:,}; there may be more.", "red")
 
 
 COMMANDS = [shell_only(command) for command in (backup, restore_store, dump, load)]

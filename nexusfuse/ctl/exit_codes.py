@@ -6,7 +6,8 @@ code  meaning
 0     done
 1     not done: the line on stderr says why
 2     usage: no such command, option or moment, a malformed argument
-3     ``undo``, ``redo``: done, but for conflicts that were left alone
+3     ``undo``, ``redo``, ``workspace apply``: done, but for conflicts that
+      were left alone
 4     damage: ``fsck`` found problems (as fsck(8)), the log's chain is broken,
       stored bytes are not what they were
 5     not allowed
@@ -93,7 +94,7 @@ def code_of_error(error: errors.EngineError, verb: str | None) -> int:
 
 def code_of_reply(request: Request, reply: Reply) -> int:
     """Return the exit code for a command that was carried out."""
-    if request.verb in ("undo", "redo") and reply["conflicts"]:
+    if request.verb in ("undo", "redo", "workspace-apply") and reply["conflicts"]:
         return CONFLICTS
     if request.verb in ("fsck", "repair", "verify-log") and reply["problems"]:
         return DAMAGE

@@ -21,7 +21,9 @@ from nexusfuse.ctl import (
     mounting,
     restarting,
     retaining,
+    trying,
     undoing,
+    workspaces,
 )
 from nexusfuse.ctl.exit_codes import FAILED, FORBIDDEN, OK, code_of_error
 from nexusfuse.ctl.options import common_options
@@ -113,7 +115,7 @@ def cli() -> None:
 
 _MODULES = (
     mounting, restarting, history, undoing, keeping, checking, doctor, retaining, limiting,
-    backing_up, initialising,
+    backing_up, initialising, workspaces, trying,
 )  # fmt: skip
 for _module in _MODULES:
     for _command in _module.COMMANDS:

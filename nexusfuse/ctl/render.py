@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from nexus_engine.commands import Reply, Request
+from nexusfuse.ctl import workspace_replies
+from nexusfuse.ctl.blocks import Block, Line, Table, moment, shown_path
 
 LISTS = {
     "log": "operations",
@@ -22,26 +23,12 @@ LISTS = {
     "snapshot-list": "snapshots",
     "tag-list": "tags",
     "quota-list": "quotas",
+    "workspace-list": "workspaces",
+    "workspace-diff": "changes",
 }
 """Verbs whose reply is a list: JSON Lines rather than one object."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-
-
-class Line(NamedTuple):
-    text: str
-    style: str = ""
-    """A rich style, for terminals."""
-
-
-class Table(NamedTuple):
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    styles: tuple[str, ...] = ()
-    """A rich style for each row, or nothing."""
-
-
-Block = Line | Table
 
 
 def render(request: Request, reply: Reply) -> str:
@@ -119,19 +106,10 @@ def _escape(char: str) -> str:
 # -- parts --
 
 
-def moment(time_ns: int) -> str:
-    """Return a time as this machine's clock on the wall showed it."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ns // 1_000_000_000))
-
-
 def who(actor: dict[str, Any]) -> str:
     """Return an actor in a word: its agent, else who it was for an API, else its process."""
     name = actor["agent"] or actor["principal"]
     return name or f"{actor['command'] or '?'}[{actor['pid']}]"
-
-
-def shown_path(path: str) -> str:
-    return "/" + path
 
 
 def size(size_bytes: int) -> str:
@@ -450,4 +428,5 @@ _BLOCKS: dict[str, Callable[[Reply], Iterator[Block]]] = {
     "prune": _prune,
     "gc": _gc,
     "purge": _purge,
+    **workspace_replies.BLOCKS,
 }

@@ -141,11 +141,13 @@ class VersionsNode(DirectoryNode):
     kind = NodeKind.VERSIONS
 
     async def lookup(self, name: Name, actor: Actor) -> pyfuse3.EntryAttributes | None:
+        await self._engine.look(self._directory, self._engine.reader.appear, self._directory)
         if not versions.versions(self._database, self._directory, name):
             return volatile(negative_entry())
         return volatile(self._named(name))
 
     async def _list(self) -> Listing:
+        await self._engine.look(self._directory, self._engine.reader.appear, self._directory)
         names = versions.names_with_versions(self._database, self._directory)
         return [(name, volatile(self._named(name))) for name in names]
 

@@ -56,7 +56,7 @@ class PastNode(BaseNode):
 
     async def lookup(self, name: Name, actor: Actor) -> pyfuse3.EntryAttributes | None:
         self._require_allowed_now(self._ino, SEARCH, actor)
-        child = self._view.find_child(self._ino, name)
+        child = await self._engine.look(self._ino, self._view.find_child, self._ino, name)
         self._engine.require_whole(self._seq)
         return negative_entry() if child is None else self._entry(child)
 
@@ -91,8 +91,9 @@ class PastNode(BaseNode):
         self._require_allowed_now(self._ino, READ, actor)
         return self._view.xattr_names(self._ino)
 
-    def listed(self, after: int) -> list[Entry]:
-        listed = self._view.list_children(self._ino, after, _BATCH)
+    async def listed(self, after: int) -> list[Entry]:
+        find = self._view.list_children
+        listed = await self._engine.look(self._ino, find, self._ino, after, _BATCH)
         self._engine.require_whole(self._seq)
         return [Entry(cookie, name, self._entry(inode)) for cookie, name, inode in listed]
 
@@ -151,8 +152,8 @@ class PastDirectory:
 
     async def entries(self, after: int) -> list[Entry]:
         if after < 2:
-            return self._node.dots()[after:] + self._node.listed(0)
-        return self._node.listed(after if after > 2 else 0)
+            return self._node.dots()[after:] + await self._node.listed(0)
+        return await self._node.listed(after if after > 2 else 0)
 
 
 class PastFile(ReadOnlyFile):

@@ -1,4 +1,4 @@
-"""``kill -9`` while a store is made, undone, snapshotted, backed up, emptied: all or nothing."""
+"""``kill -9`` during commands (making, undo, snapshot, apply, backup, gc): all or nothing."""
 
 from __future__ import annotations
 
@@ -122,6 +122,48 @@ def test_a_snapshot_is_there_or_not(place: Place) -> None:
     assert os.listdir(snapshots) == []
     (snapshots / "monday").mkdir()
     assert (snapshots / "monday/file").read_text() == "kept"
+    place.umount(daemon)
+
+
+def test_entries_of_a_workspace_become_rows_or_not(place: Place) -> None:
+    failpoints = ["workspace-appears", "workspace-appeared"]
+    daemon = place.mount(failpoints[0], 2)
+    base, workspace = place.mountpoint / "base", place.mountpoint / "w"
+    base.mkdir()
+    names = {f"f{number}" for number in range(600)}  # more than a page
+    for name in names:
+        (base / name).write_text(name)
+    place.ask("workspace-create", name="w", over="base", at="w")
+    for following in ("workspace-appeared", ""):
+        daemon.arm()
+        with pytest.raises(OSError, match=r"connect|abort"):
+            os.listdir(workspace)
+        daemon.await_death()
+        daemon = place.mount(following)
+    assert place.hits.read_text().split() == failpoints
+    assert set(os.listdir(workspace)) == names
+    assert (workspace / "f7").read_text() == "f7"
+    place.umount(daemon)
+
+
+def test_an_apply_happens_as_a_whole(place: Place) -> None:
+    daemon = place.mount("workspace-applies", 2)
+    base, workspace = place.mountpoint / "base", place.mountpoint / "w"
+    base.mkdir()
+    for name in ("one", "two", "three"):
+        (base / name).write_text(name)
+    place.ask("workspace-create", name="w", over="base", at="w")
+    for name in ("one", "two", "three"):
+        (workspace / name).unlink()
+    (workspace / "new").write_text("new")
+    daemon.arm()
+    with pytest.raises(OSError, match="connect"):
+        place.ask("workspace-apply", name="w")
+    daemon.await_death()
+    daemon = place.mount()
+    assert set(os.listdir(base)) == {"one", "two", "three"}
+    place.ask("workspace-apply", name="w")
+    assert os.listdir(base) == ["new"]
     place.umount(daemon)
 
 

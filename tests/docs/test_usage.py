@@ -15,6 +15,8 @@ import pytest
 from nexus_engine.config import StoreConfig
 from nexus_engine.history import moments
 from nexus_engine.history.undo import existence, names, rights
+from nexus_engine.history.workspaces import names as workspace_names
+from nexus_engine.history.workspaces import units as workspace_units
 from nexus_engine.meta.check_log_queries import REFERENCES
 from nexus_engine.meta.check_queries import INTERVALS
 from nexus_engine.records import KINDS
@@ -204,3 +206,14 @@ def test_the_unit_is_where_the_guide_says() -> None:
         assert variable in unit
     assert "/opt/nexus" in text
     assert "/opt/nexus/.venv/bin/nexus-ctl" in unit
+
+
+def test_every_reason_of_a_conflict_of_a_workspace_is_documented() -> None:
+    documented = {code(row[0])[0] for row in rows(section(USAGE, "Workspaces").text)}
+    reasons = {
+        value
+        for module in (workspace_names, workspace_units)
+        for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, str)
+    }
+    assert documented == reasons

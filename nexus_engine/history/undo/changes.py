@@ -128,7 +128,8 @@ class InodeChanges:
             names.is_dir(after) - names.is_dir(now)
             for now, after in map(names.changed.__getitem__, names.changed_in.get(inode.ino, ()))
         )
-        return inode._replace(nlink=(2 if new else inode.nlink) + difference)
+        begin = 2 if new and not self._reader.is_pending(inode.ino) else inode.nlink
+        return inode._replace(nlink=begin + difference)
 
     def _with_attributes(
         self, change: InodeChange, attributes: Attributes, *, cut: bool

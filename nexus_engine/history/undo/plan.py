@@ -27,6 +27,7 @@ from nexus_engine.history.undo.rights import Rights
 from nexus_engine.history.undo.times import DirectoryTimes
 from nexus_engine.history.undo.tree import check_tree
 from nexus_engine.meta.undo_queries import Key, Operation, UndoQueries
+from nexus_engine.records import OF_MANY
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Ino, Inode, Path, Seq
 
@@ -268,12 +269,7 @@ class _Planning:
     def _subject(self, paths: Paths, unit: Unit) -> tuple[Path, Ino]:
         """Return what to call the thing that a unit is about."""
         operation = self._operations[unit.seq]
-        if operation.ino in unit.inos and operation.kind not in (
-            "undo",
-            "restore",
-            "recover",
-            "repair",
-        ):
+        if operation.ino in unit.inos and operation.kind not in OF_MANY:
             return operation.path2 or operation.path, operation.ino
         return paths.now(unit.keys[0]), min(unit.inos)
 
@@ -291,9 +287,7 @@ class _Planning:
         forced = self._names.expansions - standing
         kinds = {o.seq: o.kind for o in self._queries.operations(sorted(forced))}
         # Of an undo, names are only a part.
-        forced = {
-            seq for seq in forced if kinds[seq] not in ("undo", "restore", "recover", "repair")
-        }
+        forced = {seq for seq in forced if kinds[seq] not in OF_MANY}
         return sorted((self._operations.keys() - remaining) | forced)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from nexus_engine.meta.reader import Reader
 from nexus_engine.permissions.acl import NAMES as ACLS
-from nexus_engine.permissions.modes import SEARCH, WRITE, allows, may_remove
+from nexus_engine.permissions.modes import READ, SEARCH, WRITE, allows, may_remove
 from nexus_engine.types import Actor, Inode
 
 REFUSED = "no permission"
@@ -29,6 +29,12 @@ class Rights:
         if now is not None:
             return may_remove(self._reader, directory, now, self._uid, self._groups)
         return allows(self._reader, directory, WRITE | SEARCH, self._uid, self._groups)
+
+    def may_read(self, inode: Inode) -> bool:
+        return allows(self._reader, inode, READ, self._uid, self._groups)
+
+    def may_search(self, directory: Inode) -> bool:
+        return allows(self._reader, directory, SEARCH, self._uid, self._groups)
 
     def may_write(self, inode: Inode) -> bool:
         """Tell whether content and times may change."""

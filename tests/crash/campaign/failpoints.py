@@ -20,7 +20,8 @@ from nexus_engine.backup import layout, making
 from nexus_engine.cas import own_packs, writer
 from nexus_engine.fs import content
 from nexus_engine.history.undo import apply
-from nexus_engine.meta import connection, database, gc_queries, journal, transaction
+from nexus_engine.history.workspaces import applying
+from nexus_engine.meta import connection, database, gc_queries, journal, shadows, transaction
 from nexusfuse import daemon, liveness
 
 Wraps = Callable[["Trigger"], None]
@@ -224,6 +225,13 @@ FAILPOINTS = {
     "undo-writes": Failpoint(after(apply, "_write_inode"), "during an undo"),
     "undo-ends": Failpoint(after(apply, "_record"), "during an undo: before its record"),
     "snapshot-writes": Failpoint(after(Transaction, "add_snapshot"), "during a snapshot"),
+    "workspace-appears": Failpoint(
+        after(shadows.Shadows, "_write_page"), "while entries of a workspace become rows"
+    ),
+    "workspace-appeared": Failpoint(
+        after(shadows.Shadows, "_write"), "when entries became rows, before the commit"
+    ),
+    "workspace-applies": Failpoint(after(applying._Application, "_remove_name"), "during an apply"),
     "backup-copies-database": Failpoint(
         after(connection.Connection, "copy_to"), "during a backup: database copied", True
     ),
