@@ -384,9 +384,12 @@ _XATTR_ASOF = (
 
 
 _EXPIRED = (
-    "SELECT until_seq FROM expired WHERE ino = ?1 AND until_seq > ?2"
-    " AND NOT EXISTS (SELECT 1 FROM kept WHERE seq = ?2 AND pinned = 1)"
+    "SELECT until_seq FROM expired WHERE ino = ?1 AND until_seq > {seq}"
+    " AND NOT EXISTS (SELECT 1 FROM kept WHERE seq = {seq} AND pinned = 1)"
 )
+_FIND_EXPIRED = _EXPIRED.format(seq="?2")
+# In one statement: rows go together with the note that they are gone.
+_WHY_NO_CHILD = f"SELECT {_NAMED}, ({_EXPIRED.format(seq='?4')})"
 
 
 class AsOfReader:
@@ -422,9 +425,9 @@ class AsOfReader:
         Raises:
             HistoryExpired: What this file or directory held then is gone.
         """
-        row = self._one(_EXPIRED, (ino, self.seq))
+        row = self._one(_FIND_EXPIRED, (ino, self.seq))
         if row is not None:
-            raise errors.HistoryExpired(f"what this was before op-{row[0]} is not kept")
+            raise _expired(row[0])
 
     def get_inode(self, ino: Ino) -> Inode:
         """Return the inode.
@@ -442,13 +445,13 @@ class AsOfReader:
         found = self._one(_FIND_CHILD_ASOF, key)
         if found is not None:
             return self._with_derived(Inode._make(found))
-        named = self._one(_FIND_DENTRY_ASOF, key)
-        if named is None and self._connection.appear(parent):
-            named = self._one(_FIND_DENTRY_ASOF, key)
-        if named is None:
-            self._require_kept(parent)
-            return None
-        return self._get_named(named[0])
+        self._connection.appear(parent)
+        ino, until_seq = self._one(_WHY_NO_CHILD, key) or (None, None)
+        if ino is not None:
+            return self._get_named(ino)
+        if until_seq is not None:
+            raise _expired(until_seq)
+        return None
 
     def _get_named(self, ino: Ino) -> Inode:
         """Return an inode that has a name at this moment.
@@ -506,3 +509,7 @@ class AsOfReader:
 
     def xattr_names(self, ino: Ino) -> list[bytes]:
         return [row[0] for row in self._all(_XATTR_ASOF, (ino, self.seq))]
+
+
+def _expired(until: int) -> errors.HistoryExpired:
+    return errors.HistoryExpired(f"what this was before op-{until} is not kept")

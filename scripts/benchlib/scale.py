@@ -9,7 +9,6 @@ size excuses, the statements behind it are shown with SQLite's plan for them.
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import random
 import shutil
@@ -33,6 +32,7 @@ from nexus_engine.fs import attributes, namespace
 from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.history.moments import latest_moments
 from nexus_engine.history.versions import versions
+from nexus_engine.meta.reader import AsOfReader
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Ino, Name, Seq
 
@@ -46,8 +46,6 @@ PAGE = 1000
 SAMPLE = 200
 PLACE_DIRECTORIES = 50
 """All that the small store has, but for the wide one."""
-MOMENTS = 16
-"""Of the past that are looked into at a time."""
 ACTOR = Actor(0, 0, os.getpid(), 1, "bench", 1, "bench")
 
 
@@ -59,6 +57,8 @@ class Entry:
     name: Name
     ino: Ino
     path: str
+    named: Seq
+    """The operation that gave it this name."""
 
 
 class Grown:
@@ -95,16 +95,21 @@ class Grown:
                 path = reader.find_path(dentry.parent)
                 if dentry.kind == 0o100000 and path is not None:
                     name = path + b"/" + dentry.name
-                    found.append(Entry(dentry.parent, dentry.name, dentry.ino, name.decode()))
+                    entry = Entry(
+                        dentry.parent, dentry.name, dentry.ino, name.decode(), dentry.from_seq
+                    )
+                    found.append(entry)
         return found
 
     def _some_place(self) -> list[Entry]:
         """Return the files of some directories side by side."""
         group, path = self._rng.choice(self._below(ROOT_INO, ""))
+        reader = self.store.reader
         return [
-            Entry(ino, entry.name, entry.inode.ino, f"{path}/{entry.name.decode()}")
+            Entry(ino, dentry.name, dentry.ino, f"{path}/{dentry.name.decode()}", dentry.from_seq)
             for ino, path in self._below(group, path + "/")[:PLACE_DIRECTORIES]
-            for entry in self.store.reader.list_children(ino, 0, PAGE)
+            for entry in reader.list_children(ino, 0, PAGE)
+            for dentry in reader.dentries_of(entry.inode.ino)
         ]
 
     def _below(self, parent: Ino, prefix: str) -> list[tuple[Ino, str]]:
@@ -121,11 +126,21 @@ class Grown:
         return len(entries)
 
     def lookup_past(self, entries: list[Entry]) -> int:
-        seqs = [Seq(self._rng.randrange(self._head // 2, self._head)) for _ in range(MOMENTS)]
-        views = [self.store.database.as_of(seq) for seq in seqs]
-        for entry, view in zip(entries, itertools.cycle(views), strict=False):
-            view.find_child(entry.parent, entry.name)
+        """Look up what had its name already, at a moment when at least half of them had."""
+        view = self._view(sorted(entry.named for entry in entries)[len(entries) // 2])
+        there = [entry for entry in entries if entry.named <= view.seq]
+        for entry in there:
+            assert view.find_child(entry.parent, entry.name) is not None
+        return len(there)
+
+    def miss_past(self, entries: list[Entry]) -> int:
+        view = self._view(Seq(self._head // 2))
+        for entry in entries:
+            assert view.find_child(entry.parent, Name(entry.name + b"-none")) is None
         return len(entries)
+
+    def _view(self, since: Seq) -> AsOfReader:
+        return self.store.database.as_of(Seq(self._rng.randrange(since, self._head)))
 
     def list_wide(self, entries: list[Entry]) -> int:
         count = after = 0
@@ -215,6 +230,7 @@ Sampling = Callable[[Grown, int], list[Entry]]
 MEASURES: dict[str, Action] = {
     "lookup": Grown.lookup,
     "lookup, as of": Grown.lookup_past,
+    "lookup of what was never there, as of": Grown.miss_past,
     "readdir, an entry": Grown.list_wide,
     "readdir as of, 1,000": Grown.list_wide_past,
     "create": Grown.create,
