@@ -148,9 +148,7 @@ class Services:
             await anyio.sleep(MERGE_INTERVAL_S)
             now = gc_queries.count_sealed(self._store.database.connection)
             if now - before >= MERGE_PACKS:
-                await self._beside(
-                    "merging packs", lambda _, store: gc.collect(store, dead_share=2)
-                )
+                await self._beside("merging packs", _merge_packs)
                 before = gc_queries.count_sealed(self._store.database.connection)
             before = min(before, now)
 
