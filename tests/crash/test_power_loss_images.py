@@ -24,6 +24,12 @@ SLOW_IMAGES = 300
 """Of each run of the long test; another seed, other images."""
 
 
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Each image has its complaints; and other tests read the log."""
+    caplog.set_level(logging.CRITICAL, "nexus_engine")
+
+
 def record(directory: Path, seed: int, steps: int, *, runs: int = 1) -> Recording:
     """Have a process write and die, again and again; return what was asked of the disk."""
     store, path = directory / "store", directory / "recording"
@@ -65,7 +71,6 @@ async def recover_and_judge(
 
 async def lose_power_often(directory: Path, seed: int, *, images: int, steps: int) -> None:
     """Stop the machine at any event, build a disk, recover it, judge it."""
-    logging.getLogger("nexus_engine").setLevel(logging.CRITICAL)
     recording = record(directory, seed, steps, runs=2)
     rng = random.Random(seed)
     torn = lost = 0
@@ -102,7 +107,6 @@ async def test_the_disk_has_one_half_and_not_the_other(
     tmp_path: Path, seed: int, losing: str
 ) -> None:
     """Packs without the log that names what is in them, and the log without the packs."""
-    logging.getLogger("nexus_engine").setLevel(logging.CRITICAL)
     recording = record(tmp_path, seed, 20, runs=2)
     rng = random.Random(seed)
     for end in range(1, len(recording.events), len(recording.events) // 20):
