@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -38,9 +38,12 @@ THREADS_MAX = 64
 """Waiting or left behind. Apart from the threads that everything else uses."""
 
 
-class _Lane(NamedTuple):
+@dataclass(slots=True)
+class _Lane:
     """Those who wait for the same kind of work."""
 
+    own_limit_s: float | None
+    """Of the disk alone."""
     limit_s: float | None
     room: anyio.Semaphore
     proves: bool
@@ -84,6 +87,11 @@ class Disk:
         self._hung_s: float | None = None
         """Since when it has not answered."""
         self._next_try_s = 0.0
+
+    def allow(self, more_s: float) -> None:
+        """Have everything take so much longer than a disk may; from any thread."""
+        for lane in (self._read, self._write, self._sync):
+            lane.limit_s = lane.own_limit_s and lane.own_limit_s + more_s
 
     def look(self) -> None:
         """See where the packs are; waits for the disk."""
@@ -192,4 +200,6 @@ class Disk:
 
 
 def _lane(count: int, limit_s: float, *, proves: bool) -> _Lane:
-    return _Lane(limit_s or None, anyio.Semaphore(count, fast_acquire=True), proves)
+    return _Lane(
+        limit_s or None, limit_s or None, anyio.Semaphore(count, fast_acquire=True), proves
+    )

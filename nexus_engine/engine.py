@@ -584,6 +584,10 @@ class Engine:
             self.content.refresh()
         return stale
 
+    async def follow(self) -> None:
+        """Go after packs that another process moved elsewhere."""
+        await self.store.disk.sync(self.store.objects.follow)
+
     def figures(self) -> dict[str, int]:
         """Return the engine's own gauges, for status displays."""
         silent_s = self.store.disk.silent_s

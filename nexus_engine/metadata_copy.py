@@ -44,8 +44,8 @@ KEEP = 3
 _LEVEL = 3
 _NEW = "meta.copy"
 LOCK_NAME = "meta.copy.lock"
-"""Holds the last operation of the latest copy, in digits."""
-_NOTE_BYTES = 20
+"""Holds the last operation of the latest copy, in digits, and the holder of the prefix it is in."""
+_NOTE_BYTES = 200
 _OTHERS_S = 600.0
 _POLL_S = 0.1
 
@@ -97,18 +97,22 @@ def put_metadata(store: Store, *, keep: int = KEEP, always: bool = False) -> boo
     Raises:
         StoreHung, StoreInaccessible, ObjectStoreFailed, NoSpace: The one before counts.
     """
-    objects = store.objects
+    objects = store.objects.current
     if not isinstance(objects, RemoteObjectStore) or not store.config.metadata_interval_s:
         return False
     with _one_at_a_time(store.path) as note:
         with closing(Connection(str(store.path / DATABASE_NAME))) as connection:
             head = backup_queries.head_record(connection)[0]
         # What is noted here spares asking the bucket.
-        if not always and os.pread(note, _NOTE_BYTES, 0) == b"%020d" % head:
+        if not always and os.pread(note, _NOTE_BYTES, 0) == _note(head, objects.home):
             return False
         copied = _put(store, objects.home, keep=keep)
-        os.pwrite(note, b"%020d" % copied, 0)
+        os.pwrite(note, _note(copied, objects.home), 0)
         return True
+
+
+def _note(head: int, home: Home) -> bytes:
+    return b"%020d %s" % (head, home.holder.encode())
 
 
 @contextmanager

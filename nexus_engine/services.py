@@ -127,11 +127,10 @@ class Services:
 
     async def run_sending(self) -> None:
         """Have a bucket get what processes that died left on the disk, for ever."""
-        if self._store.packs_url is None:
-            await anyio.sleep_forever()
         while True:
             try:
-                await self._store.disk.sync(self._store.send_orphans)
+                if self._store.packs_url is not None:
+                    await self._store.disk.sync(self._store.send_orphans)
                 self._failures.done("sending")
             except errors.StoreHung:
                 pass  # the disk has said so
@@ -141,13 +140,11 @@ class Services:
 
     async def run_merging(self) -> None:
         """Make large packs of the small ones that fsync leaves in a bucket, for ever."""
-        if self._store.packs_url is None:
-            await anyio.sleep_forever()
         before = gc_queries.count_sealed(self._store.database.connection)
         while True:
             await anyio.sleep(MERGE_INTERVAL_S)
             now = gc_queries.count_sealed(self._store.database.connection)
-            if now - before >= MERGE_PACKS:
+            if now - before >= MERGE_PACKS and self._store.packs_url is not None:
                 await self._beside("merging packs", _merge_packs)
                 before = gc_queries.count_sealed(self._store.database.connection)
             before = min(before, now)
@@ -155,11 +152,12 @@ class Services:
     async def run_copying(self) -> None:
         """Put copies of the metadata into the bucket that packs live in, for ever."""
         interval_s = self._store.config.metadata_interval_s
-        if self._store.packs_url is None or not interval_s:
+        if not interval_s:
             await anyio.sleep_forever()
         while True:
             await anyio.sleep(interval_s)
-            await self._beside("the copy of the metadata", lambda _, store: put_metadata(store))
+            if self._store.packs_url is not None:
+                await self._beside("the copy of the metadata", lambda _, store: put_metadata(store))
 
     async def run_retention(self) -> None:
         """Prune by the store's policy, again and again; without one, do nothing for ever."""
@@ -238,6 +236,7 @@ class Services:
 
     async def _keep_store(self) -> None:
         await self._leave_packs()
+        await self._engine.follow()
         await self._store.disk.sync(self._store.objects.forget_deleted)
         config = self._store.config
         now_s, head = time.monotonic(), self._store.reader.head()

@@ -18,11 +18,13 @@ import stat
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, ParamSpec, TypeVar
 
 from nexus_engine import errors
 from nexus_engine.backends.base import ObjectStore
+from nexus_engine.backends.movable import MovableObjectStore
 from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
 from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
@@ -33,7 +35,15 @@ from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import Reader
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import claim, describe, living, synced_by_others
-from nexus_engine.placing import find_packs_url, limit_s, move_in, open_objects, send_orphans
+from nexus_engine.placing import (
+    Place,
+    find_place,
+    limit_s,
+    move_in,
+    open_objects,
+    send_orphans,
+    staying,
+)
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve
 from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
@@ -72,8 +82,6 @@ class Store:
         self._reader_connections: list[Connection] = []
         self.stopping = threading.Event()
         """Set when long work on this store is to end."""
-        self.packs_url = find_packs_url(self.reader)
-        """The bucket that packs live in, if they are not to stay in the store's directory."""
         self.peers = path / "peers"
         self.reserve = Reserve(path, config.reserve_mib * _MIB)
         self._lock = claim(self.peers)
@@ -86,22 +94,15 @@ class Store:
         self.let_wait = self._writing.let_wait
         self.settle = self._writing.settle
         database.shadows.run = self._writing.upkeep
-        # The bucket has limits of its own: it must not be taken for a disk that hangs.
-        more_s = limit_s(self.packs_url, config)
         self.disk = Disk(
-            path / "packs",
-            read_limit_s=config.read_limit_s and config.read_limit_s + more_s,
-            sync_limit_s=config.sync_limit_s and config.sync_limit_s + more_s,
+            path / "packs", read_limit_s=config.read_limit_s, sync_limit_s=config.sync_limit_s
         )
-        lender = None if self.packs_url is None else beside
-        self._lent_objects = lender is not None
-        self.objects: ObjectStore = (
-            open_objects(path, self.reader, config, press=self.disk.press)
-            if lender is None
-            else lender.objects
+        self._lent_objects = beside is not None
+        self.objects: MovableObjectStore[Place] = (
+            MovableObjectStore(self._find_place, self._open_objects)
+            if beside is None
+            else beside.objects
         )
-        self.fsync_secures = self.packs_url is not None and config.durability == "remote"
-        """fsync waits for the bucket."""
         self.chunks = ChunkStore(
             self.objects,
             path / "packs",
@@ -113,6 +114,16 @@ class Store:
             close_others=self._close_others,
             cache_bytes=config.chunk_cache_mib * _MIB,
         )
+
+    @property
+    def packs_url(self) -> str | None:
+        """The bucket that packs live in, if they are not to stay in the store's directory."""
+        return self.objects.place.url
+
+    @property
+    def fsync_secures(self) -> bool:
+        """Tell whether fsync waits for the bucket."""
+        return self.packs_url is not None and self.config.durability == "remote"
 
     @classmethod
     def open(
@@ -247,7 +258,7 @@ class Store:
 
     def send_orphans(self) -> None:
         """Have the bucket get what processes that are gone left on this disk; from any thread."""
-        own = {pack.pack for pack in self.chunks.packs_written()}
+        own = {pack.pack: pack.sealed for pack in self.chunks.packs_written()}
         with self._lent_reader() as reader:
             send_orphans(self.path, self.objects, reader, own)
 
@@ -350,6 +361,23 @@ class Store:
         self._writing.close()
 
     # -- callbacks of the chunk store, which may come from worker threads --
+
+    def _find_place(self) -> Place:
+        with self._lent_reader() as reader:
+            return find_place(reader)
+
+    def _open_objects(self, place: Place) -> ObjectStore:
+        # The bucket has limits of its own: it must not be taken for a disk that hangs.
+        self.disk.allow(limit_s(place.url, self.config))
+        with self._lent_reader() as reader:
+            return open_objects(
+                self.path,
+                reader,
+                place,
+                self.config,
+                press=self.disk.press,
+                staying=partial(staying, self.path, place, self._find_place),
+            )
 
     def _find_chunk(self, digest: Digest) -> Location | None:
         row = self._look(Reader.find_chunk, digest)

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,7 +161,7 @@ async def _serve(
                     (services.run_merging,),
                     (services.run_retention,),
                     (services.run_scrub,),
-                    (_follow_peers, peers, invalidator),
+                    (_follow_peers, peers, invalidator, engine),
                     (_notify_pollers, engine, operations.tree),
                     (_give_memory_back,),
                     (watchers.beat,),
@@ -244,11 +245,13 @@ async def _stop_on_signal(
         pyfuse3.terminate()
 
 
-async def _follow_peers(peers: PeerSocket, invalidator: Invalidator) -> None:
+async def _follow_peers(peers: PeerSocket, invalidator: Invalidator, engine: Engine) -> None:
     while True:
         with trio.move_on_after(POLL_INTERVAL_S):
             await peers.wait()
         await invalidator.catch_up()
+        with suppress(errors.EngineError):  # upkeep tries again, and says why
+            await engine.follow()
         await peers.acknowledge()
 
 

@@ -141,6 +141,14 @@ class ObjectStore(Protocol):
         """Return gauges, for a status."""
         ...
 
+    def leave(self) -> list[tuple[str, Path]]:
+        """Take no more: the objects live elsewhere from now on. Reading goes on for a while.
+
+        Returns:
+            Key and file of what `put_file` took over and is not where it was to stay.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of everything that is open, whoever still refers to this."""
         ...

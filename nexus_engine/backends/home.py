@@ -49,6 +49,7 @@ class Home:
         self.url = url
         self._connect = connect
         self._mark = mark
+        self.holder = mark.holder
         self._lock = threading.Lock()
         self._connecting = threading.Lock()
         self._bucket: Bucket | None = None

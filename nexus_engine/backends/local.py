@@ -158,6 +158,10 @@ class LocalObjectStore:
     def figures(self) -> dict[str, int]:
         return {}
 
+    def leave(self) -> list[tuple[str, Path]]:
+        self.close()
+        return []
+
     def close(self) -> None:
         with self._lock:
             self._open.clear()

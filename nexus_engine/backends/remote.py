@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +61,7 @@ class RemoteObjectStore:
         root: The store's directory.
         home: The bucket, once it is known to be this store's.
         press: Told whether more is waiting to be sent than should.
+        staying: A context in which packs are not moved elsewhere; raises StoreBusy if they are.
     """
 
     def __init__(
@@ -70,10 +71,14 @@ class RemoteObjectStore:
         limits: Limits,
         *,
         press: Callable[[bool], None] = lambda _: None,
+        staying: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._root = root
         self.home = self._home = home
         self._limits = limits
+        self._press = press
+        self._staying = staying
+        self._is_left = False
         self._local = LocalObjectStore(root)
         self._cache = BlockCache(root / CACHE_NAME, limits.cache_bytes)
         self._spool = Spool(
@@ -209,7 +214,7 @@ class RemoteObjectStore:
         deadline_s = time.monotonic() + limit_s
         self._spool.secure(limit_s=limit_s)
         for key in others:
-            while self.is_waiting(key):
+            while self.is_waiting(key) and not self._is_left:
                 if time.monotonic() > deadline_s:
                     raise errors.StoreHung(
                         f"another process did not send {key} to {self._home.url} within"
@@ -239,9 +244,13 @@ class RemoteObjectStore:
         self._sizes.pop(key, None)
         self._away.add(key)
 
+    def keep_copy(self, key: str, path: Path) -> None:
+        """Have a file that is the same as the object become a part of the cache, or go."""
+        self._cache.adopt(_name(key), path)
+
     def _send(self, key: str, path: Path) -> None:
         """Bring a file to the bucket; it becomes cache. In a thread of the spool."""
-        with locked(path, 0) as fd:
+        with self._staying(), locked(path, 0) as fd:
             if fd is None:
                 return  # another process sent it, or it was deleted
             self._home.require_mark(within_s=_MARK_AGE_S)
@@ -270,6 +279,14 @@ class RemoteObjectStore:
             "packs_sent_bytes": self._spool.sent_bytes,
             **self._home.figures(),
         }
+
+    def leave(self) -> list[tuple[str, Path]]:
+        self._is_left = True
+        waiting = self._spool.close()
+        self._press(False)
+        self._local.leave()
+        self._cache.close()
+        return waiting
 
     def close(self) -> None:
         self._spool.close()

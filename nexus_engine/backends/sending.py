@@ -36,14 +36,15 @@ def put_pack(bucket: Bucket, *, key: str, path: Path, conditional: bool) -> bool
     except errors.ObjectNotFound:
         bucket.put(key, path)
         return False
-    if _is_same(bucket, key, path, there):
+    if is_same(bucket, key, path, there):
         return False
     log.warning("%s had other bytes under %s: they are replaced", bucket.url, key)
     bucket.put(key, path, if_match=there.etag if conditional else "")
     return True
 
 
-def _is_same(bucket: Bucket, key: str, path: Path, there: ObjectInfo) -> bool:
+def is_same(bucket: Bucket, key: str, path: Path, there: ObjectInfo) -> bool:
+    """Tell whether an object has the bytes of a file: all of them are read."""
     with opened(path) as content:
         if content.size != there.size:
             return False

@@ -151,12 +151,18 @@ class Spool:
                     )
                 self._changed.wait(rest_s)
 
-    def close(self) -> None:
-        """Send no more; what is left stays in the spool. Waits for nobody."""
+    def close(self) -> list[tuple[str, Path]]:
+        """Send no more; what is left stays in the spool. Waits for nobody.
+
+        Returns:
+            What is left: key and file.
+        """
         with self._changed:
             self._stopping = True
+            left = [(item.key, item.path) for item in self._items.values()]
             self._items.clear()
             self._changed.notify_all()
+            return left
 
     def _backlog(self) -> int:
         return sum(item.size for item in self._items.values())

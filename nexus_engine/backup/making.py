@@ -24,7 +24,7 @@ from nexus_engine.meta import backup_queries, check_log_queries
 from nexus_engine.meta.backup_queries import PackUse
 from nexus_engine.meta.connection import DATABASE_NAME, Connection
 from nexus_engine.meta.reader import Reader
-from nexus_engine.placing import open_objects
+from nexus_engine.placing import find_place, open_objects
 
 ATTEMPTS = 10
 """How often packs may be gone by the time when they are copied: gc moves what is in them."""
@@ -118,7 +118,9 @@ class _Making:
                 uses = backup_queries.used_packs(copy)
                 backup_queries.detach(copy, uses)
                 config = load_config(self._store)
-                with closing(open_objects(self._store, Reader(copy), config)) as objects:
+                reader = Reader(copy)
+                place = find_place(reader)
+                with closing(open_objects(self._store, reader, place, config)) as objects:
                     packs = PackCopy(objects, self._backup.packs, copy, self._count)
                     gone = self._copy_packs(packs, uses)
                 # What a second look still finds named, and not there, is no work of gc.

@@ -40,6 +40,7 @@ from nexus_engine.meta.reader import resolve
 from nexus_engine.oplog import reader as oplog
 from nexus_engine.oplog.reader import LogEntry, LogQuery
 from nexus_engine.permissions.modes import READ, allows
+from nexus_engine.placing import find_before, find_move
 from nexus_engine.records import parse_details
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Name, Path, Seq
@@ -70,8 +71,12 @@ def status(work: Work, args: NoArguments) -> Reply:
 
 
 def _bucket(store: Store) -> dict[str, Any]:
+    move, before = find_move(store.reader), find_before(store.reader)
+    moving = {} if move is None else {"packs_move_to": move.url or "local"}
+    if before:
+        moving["packs_kept_in"] = ", ".join(place.url or "local" for place in before)
     if store.packs_url is None:
-        return {}
+        return moving
     unsent = [path.stat().st_size for path in (store.path / "packs").glob("*.pack")]
     figures = store.objects.figures()
     return {
@@ -80,6 +85,7 @@ def _bucket(store: Store) -> dict[str, Any]:
         "not_in_bucket_bytes": sum(unsent),
         "cache_bytes": figures["cache_bytes"],
         "bucket_silent_s": figures.get("bucket_silent_s"),
+        **moving,
     }
 
 

@@ -19,6 +19,7 @@ from nexusfuse.ctl import (
     keeping,
     limiting,
     mounting,
+    moving,
     restarting,
     retaining,
     trying,
@@ -115,7 +116,7 @@ def cli() -> None:
 
 _MODULES = (
     mounting, restarting, history, undoing, keeping, checking, doctor, retaining, limiting,
-    backing_up, initialising, workspaces, trying,
+    backing_up, initialising, moving, workspaces, trying,
 )  # fmt: skip
 for _module in _MODULES:
     for _command in _module.COMMANDS:

@@ -190,11 +190,15 @@ def test_a_backup_that_is_cut_short_harms_no_other(place: Place, tmp_path: Path)
 def require_files(place: Place, count: int) -> None:
     place.require_sound()
     daemon = place.mount()
+    require_content(place, count)
+    place.umount(daemon)
+
+
+def require_content(place: Place, count: int) -> None:
     assert len(os.listdir(place.mountpoint)) >= count
     for number in range(count):
         content = (place.mountpoint / f"file{number}").read_bytes()
         assert content == content_of(number, 300_000)
-    place.umount(daemon)
 
 
 def test_gc_that_is_cut_short_loses_nothing(place: Place) -> None:
@@ -234,3 +238,34 @@ def test_two_mounts_of_a_store_that_die_together_are_both_recovered(
     for handle in handles:
         with pytest.raises(OSError, match="connect"):
             handle.close()
+
+
+def test_packs_whose_move_is_cut_short_are_all_there_and_the_next_run_goes_on(
+    place: Place, tmp_path: Path
+) -> None:
+    """From the directory to a bucket, to another one, and back; beside a mount."""
+    buckets = [tmp_path / "one", tmp_path / "two"]
+    on_the_way = ["moving-noted", "moving-put", "moving-copied", "moving-switches"]
+    legs: list[tuple[list[str | Path], list[str]]] = [
+        ([buckets[0]], [*on_the_way, "moving-switched"]),
+        ([buckets[1]], ["moving-copied"]),
+        (["local", "--delete-old"], ["moving-placed", "moving-deletes"]),
+    ]
+    assert sorted(named("moving")) == sorted({name for _, names in legs for name in names})
+    daemon = place.mount()
+    for number in range(3):
+        (place.mountpoint / f"file{number}").write_bytes(content_of(number, 300_000))
+    place.umount(daemon)
+    daemon = place.mount()
+    for bucket in buckets:
+        bucket.mkdir()
+    for leg, failpoints in legs:
+        for failpoint in failpoints:
+            place.die(failpoint, "store", "migrate", *leg)
+            require_content(place, 3)
+        place.ctl("store", "migrate", *leg)
+        require_content(place, 3)
+    place.umount(daemon)
+    require_files(place, 3)
+    for bucket in buckets:
+        assert {path.name for path in bucket.iterdir()} <= {".nexus-bucket"}

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import apsw
 
 from nexus_engine import engine, owners, recovery, store
-from nexus_engine.backends import local
+from nexus_engine.backends import directory, local
 from nexus_engine.backup import layout, making
 from nexus_engine.cas import own_packs, writer
 from nexus_engine.fs import content
 from nexus_engine.history.undo import apply
 from nexus_engine.history.workspaces import applying
 from nexus_engine.meta import connection, database, gc_queries, journal, shadows, transaction
+from nexus_engine.moving import ends, move
 from nexusfuse import daemon, liveness
 
 Wraps = Callable[["Trigger"], None]
@@ -251,5 +252,28 @@ FAILPOINTS = {
     ),
     "gc-removed": Failpoint(
         after(local.LocalObjectStore, "delete"), "during gc: before the row goes", True
+    ),
+    "moving-noted": Failpoint(
+        before(move, "_require_claimed"), "while moving packs: the mark is not put", True
+    ),
+    "moving-put": Failpoint(
+        after(ends, "put_pack"), "while moving packs: put, and not read back", True
+    ),
+    "moving-copied": Failpoint(
+        after(move._Move, "_copy_one"), "while moving packs: one is there", True
+    ),
+    "moving-placed": Failpoint(
+        after(ends.ToDirectory, "put_in_place"), "while moving packs: in place, no row", True
+    ),
+    "moving-switches": Failpoint(
+        after(move._Move, "_enter"), "while moving packs: before the commit", True
+    ),
+    "moving-switched": Failpoint(
+        before(move, "_set_aside"), "while moving packs: after the commit", True
+    ),
+    "moving-deletes": Failpoint(
+        after(directory.DirectoryBucket, "delete", lambda _, key: key.startswith("packs/")),
+        "while what was in the old place is deleted",
+        True,
     ),
 }

@@ -1,0 +1,1 @@
+"""Moving the packs of a store to another place while the store is in use."""
