@@ -43,7 +43,7 @@ from benchlib.worker import can_drop_caches
 
 DEFAULT_SYSTEMS = [Nexus.key, Memfs.key, PlainDirectory.key]
 WITH_PEERS = [Nexus.key, *(peer.key for peer in PEERS), Memfs.key, PlainDirectory.key]
-OTHER_KINDS = ("batches", "counts", "handlers", "latency", "scale")
+OTHER_KINDS = ("batches", "buckets", "counts", "handlers", "latency", "scale")
 OTHERS: dict[str, type[System]] = {
     system.key: system for system in (*PEERS, Memfs, MemfsFlush, PlainDirectory)
 }
@@ -53,7 +53,8 @@ _EPILOG = (
     " down. scripts/bench handlers: CPU of our part of each request, in process."
     " scripts/bench batches: files written one by one, and in a batch."
     " scripts/bench latency: percentiles. scripts/bench scale: what a large store costs,"
-    " beside a small one. workloads: {}"
+    " beside a small one. scripts/bench buckets: packs at an S3 server, beside rclone, s3fs and"
+    " JuiceFS. workloads: {}"
 )
 
 

