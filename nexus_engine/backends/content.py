@@ -34,10 +34,10 @@ def opened(content: bytes | Path) -> Iterator[Content]:
         except OSError as error:
             raise translate(error, f"read {content}") from error
     else:
-        yield _OfBytes(content)
+        yield OfBytes(content)
 
 
-class _OfBytes:
+class OfBytes:
     def __init__(self, content: bytes) -> None:
         self._content = content
         self.size = len(content)

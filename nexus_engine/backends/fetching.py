@@ -10,10 +10,12 @@ from contextlib import suppress
 from nexus_engine import errors
 from nexus_engine.backends.cache_files import BLOCK_BYTES
 
-AHEAD_MAX = 16
+AHEAD_MAX = 32
 _AHEAD_THREADS = 2
 _READERS = 64
 """Objects of which it is known how they are read."""
+_NEAR_END = 4
+"""Blocks before the end of an object: who was read so far is about to read another."""
 
 
 class _Flight:
@@ -34,9 +36,9 @@ class _Flight:
 class _Reader:
     """How an object is read: in which block last, and how far blocks were fetched ahead."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, run: int) -> None:
         self.index = index
-        self.run = 0
+        self.run = run
         """Blocks read one after the other."""
         self.ahead = index + 1
         self.end: int | None = None
@@ -76,15 +78,15 @@ class Fetcher:
         with self._lock:
             reader = self._readers.get(key)
             if reader is None:
-                self._readers[key] = _Reader(index)
+                reader = self._readers[key] = _Reader(index, 0 if index else self._pace())
                 if len(self._readers) > _READERS:
                     self._readers.popitem(last=False)
+            elif index == reader.index:
                 return
-            if index == reader.index:
-                return
-            self._readers.move_to_end(key)
-            reader.run = reader.run + 1 if index == reader.index + 1 else 0
-            reader.index = index
+            else:
+                self._readers.move_to_end(key)
+                reader.run = reader.run + 1 if index == reader.index + 1 else 0
+                reader.index = index
             window = min(2**reader.run, self._ahead_max) if reader.run else 0
             first = max(reader.ahead, index + 1) if reader.run else index + 1
             last = index + window
@@ -101,6 +103,20 @@ class Fetcher:
         threading.Thread(
             target=self._fly_ahead, args=(key, flight), name="read-ahead", daemon=True
         ).start()
+
+    def _pace(self) -> int:
+        """Return how long somebody read on until where an object ends: into the next one, it seems.
+
+        A large file goes from pack to pack. The lock is held.
+        """
+        return max(
+            (
+                reader.run
+                for reader in self._readers.values()
+                if reader.end is not None and reader.end - reader.index <= _NEAR_END
+            ),
+            default=0,
+        )
 
     def blocks(self, key: str, index: int, last: int) -> memoryview:
         """Return a block, and of those after it what comes with it; empty if the object ends there.

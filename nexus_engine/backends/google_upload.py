@@ -8,6 +8,7 @@ from typing import Any
 import requests
 from google.api_core.exceptions import from_http_response
 
+from nexus_engine.backends.content import OfBytes
 from nexus_engine.backends.retrying import Again, Attempt, Sending
 from nexus_engine.errors import ObjectStoreFailed
 
@@ -51,7 +52,7 @@ class Upload:
     def _put(self, piece: bytes, content_range: str, this: Attempt) -> requests.Response:
         return self._transport.put(
             self._url,
-            data=Sending(piece, this) if piece else b"",
+            data=Sending(OfBytes(piece), this) if piece else b"",
             headers={"Content-Range": content_range},
             timeout=(this.send_s(0), this.wait_s()),
             allow_redirects=False,

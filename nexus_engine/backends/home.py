@@ -34,6 +34,9 @@ class Mark(msgspec.Struct, frozen=True):
     holder: str
     """Which copy of the store's metadata goes with the packs: one that was made of it elsewhere
     takes its place."""
+    conditional: bool | None = None
+    """Whether the server keeps the conditions of every put, as was found when the prefix became a
+    store's; ``None``: nobody tried."""
 
 
 class Home:
@@ -53,7 +56,7 @@ class Home:
         self._lock = threading.Lock()
         self._connecting = threading.Lock()
         self._bucket: Bucket | None = None
-        self._capabilities: Capability | None = None
+        self._conditional: bool | None = None
         self._trouble: errors.EngineError | None = None
         """Why it cannot be used."""
         self._silent_s: float | None = None
@@ -106,20 +109,23 @@ class Home:
             self.ask(self._confirm)
 
     def is_conditional(self) -> bool:
-        """Tell whether the server keeps the conditions of every put; asks it once.
+        """Tell whether the server keeps the conditions of every put; asks it once, at most.
 
         Raises:
             EngineError: As `ask`.
         """
-        if self._capabilities is None:
-            self._capabilities = self.ask(lambda bucket: bucket.probe())
-            if Capability.CONDITIONAL_PUT not in self._capabilities:
+        if self._conditional is None:
+            self.require_mark(within_s=float("inf"))
+            known = self._mark.conditional
+            capabilities = _CONDITIONS if known else self.ask(lambda bucket: bucket.probe())
+            if Capability.CONDITIONAL_PUT not in capabilities:
                 log.warning(
                     "%s does not know conditional writes: before each pack it is asked whether the"
                     " pack is there; a second store on the same prefix might go unnoticed",
                     self.url,
                 )
-        return _CONDITIONS in self._capabilities
+            self._conditional = _CONDITIONS in capabilities
+        return self._conditional
 
     def figures(self) -> dict[str, int]:
         silent_s = self._silent_s
@@ -158,7 +164,7 @@ class Home:
         """
         begun_s = time.monotonic()
         try:
-            require_mark(bucket, self._mark)
+            self._mark = require_mark(bucket, self._mark)
         except errors.EngineError as error:
             self._note_trouble(error, begun_s)
             raise
@@ -229,7 +235,8 @@ def claim_prefix(bucket: Bucket, mark: Mark) -> None:
     Raises:
         StoreInaccessible: It is another's.
     """
-    conditional = Capability.CONDITIONAL_PUT in bucket.probe()
+    capabilities = bucket.probe()
+    conditional = Capability.CONDITIONAL_PUT in capabilities
     if not conditional:
         log.warning(
             "%s does not know conditional writes: see to it that no other store gets this prefix",
@@ -241,8 +248,9 @@ def claim_prefix(bucket: Bucket, mark: Mark) -> None:
             f"{bucket.url} is the place of another store, {found.store_id}: give another prefix (or"
             f" remove {MARK_KEY} from it, if that store never came to be)"
         )
+    noted = msgspec.structs.replace(mark, conditional=_CONDITIONS in capabilities)
     try:
-        bucket.put(MARK_KEY, msgspec.json.encode(mark), if_absent=conditional)
+        bucket.put(MARK_KEY, msgspec.json.encode(noted), if_absent=conditional)
     except errors.ObjectChanged:
         raise errors.StoreInaccessible(f"{bucket.url} has just become another store's") from None
     # Where conditions are not kept, two may have thought so.
@@ -259,7 +267,8 @@ def take_prefix(bucket: Bucket, mark: Mark) -> None:
     found = read_mark(bucket)
     if found.store_id != mark.store_id:
         raise errors.StoreInaccessible(f"{bucket.url} is the place of another store")
-    bucket.put(MARK_KEY, msgspec.json.encode(mark))
+    noted = msgspec.structs.replace(mark, conditional=found.conditional)
+    bucket.put(MARK_KEY, msgspec.json.encode(noted))
 
 
 def read_mark(bucket: Bucket) -> Mark:
@@ -275,8 +284,8 @@ def read_mark(bucket: Bucket) -> Mark:
         raise errors.StoreInaccessible(f"{bucket.url}: {MARK_KEY} is damaged: {error}") from error
 
 
-def require_mark(bucket: Bucket, mark: Mark) -> None:
-    """Refuse a prefix that is not this store's.
+def require_mark(bucket: Bucket, mark: Mark) -> Mark:
+    """Refuse a prefix that is not this store's; return what it says.
 
     Raises:
         StoreInaccessible.
@@ -297,3 +306,4 @@ def require_mark(bucket: Bucket, mark: Mark) -> None:
             f"the store in {bucket.url} was restored elsewhere, and goes on there: this one is out"
             " of date"
         )
+    return found

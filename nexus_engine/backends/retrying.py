@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import random
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+from nexus_engine.backends.content import Content
 from nexus_engine.errors import BackendError, EngineError, StoreHung
 
 T = TypeVar("T")
@@ -25,6 +27,8 @@ _CONNECT_S = 10.0
 _SLOWEST = 128 << 10
 """Bytes per second; a transfer gets as much time on top as it takes at this rate."""
 _PAUSE_S, _PAUSE_MAX_S = 0.1, 5.0
+_PIECE = 256 << 10
+"""Given to a socket at once."""
 
 
 class Again(Exception):
@@ -99,19 +103,40 @@ class Tries:
         self._retrying.close()
 
 
-class Sending(io.BytesIO):
+class Sending(io.RawIOBase):
     """A body to send, of which nothing more is given out once the deadline is past.
 
-    Not bytes: a socket's timeout would then be for all of them, however many there are.
+    Not bytes: a socket's timeout would then be for all of them, however many there are. Of a file,
+    no more is in memory than the socket takes at once.
     """
 
-    def __init__(self, content: bytes, attempt: Attempt) -> None:
-        super().__init__(content)
+    def __init__(self, content: Content, attempt: Attempt) -> None:
+        self._content = content
         self._attempt = attempt
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._content.size}[whence]
+        self._at = begin + offset
+        return self._at
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._attempt.wait_s()
-        return super().read(size)
+        rest = max(0, self._content.size - self._at)
+        # More than is asked for: that is 16 KiB, and each piece waits for the interpreter's lock.
+        wanted = rest if size is None or size < 0 else min(max(size, _PIECE), rest)
+        piece = self._content.read(self._at, wanted)
+        self._at += len(piece)
+        return piece
 
 
 def final(error: EngineError | Again) -> EngineError:

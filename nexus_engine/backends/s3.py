@@ -14,7 +14,7 @@ import boto3
 from botocore.config import Config
 
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
-from nexus_engine.backends.content import Content, opened
+from nexus_engine.backends.content import Content, OfBytes, opened
 from nexus_engine.backends.keys import check_key, key_of, order_of, select
 from nexus_engine.backends.probing import Tested, probe
 from nexus_engine.backends.receiving import expect, receive
@@ -27,8 +27,8 @@ from nexus_engine.backends.retrying import (
     Tries,
     final,
 )
-from nexus_engine.backends.s3_errors import FAILURES, code_of, explain, status_of
-from nexus_engine.backends.s3_upload import PARTS_MAX, WRITER, MultipartUpload, content_md5
+from nexus_engine.backends.s3_errors import FAILURES, code_of, explain, is_cut, status_of
+from nexus_engine.backends.s3_upload import PARTS_MAX, WRITER, MultipartUpload, md5_of
 from nexus_engine.backends.urls import BucketUrl
 from nexus_engine.errors import (
     InvalidArgument,
@@ -38,8 +38,11 @@ from nexus_engine.errors import (
 )
 from nexus_engine.times import ns_of
 
+WHOLE_BYTES = 96 << 20
+"""What is larger is sent in parts. A pack is not, which would take eight requests instead of one,
+unless the connection is cut: then it is sent in parts all the same."""
 PART_BYTES = 16 << 20
-"""What is larger is sent in parts; one is in memory at a time."""
+"""One is in memory at a time."""
 COPY_BYTES = 1 << 30
 """What is larger is copied in parts; 5 GiB would be the most for one."""
 _KEY_BYTES_MAX = 1024
@@ -78,7 +81,14 @@ def open_s3(url: BucketUrl) -> Bucket:
         raise final(explain(error, "connect", str(url))) from error
     except ValueError as error:
         raise InvalidArgument(f"{url}: {error}") from error
-    return S3Bucket(client, url.host, url.prefix, url=str(url), retrying=retrying)
+    return S3Bucket(
+        client, url.host, url.prefix, url=str(url), retrying=retrying,
+        whole_bytes=WHOLE_BYTES, part_bytes=PART_BYTES,
+    )  # fmt: skip
+
+
+class _Cut(Exception):
+    """The connection did not last for all of a body."""
 
 
 class S3Bucket:
@@ -91,13 +101,14 @@ class S3Bucket:
 
     def __init__(
         self, client: Any, bucket: str, prefix: str, *, url: str, retrying: Retrying,
-        part_bytes: int = PART_BYTES, copy_bytes: int = COPY_BYTES,
+        whole_bytes: int = WHOLE_BYTES, part_bytes: int = PART_BYTES, copy_bytes: int = COPY_BYTES,
     ) -> None:  # fmt: skip
         self.url = url
         self._client = client
         self._bucket = bucket
         self._prefix = prefix
         self._try = Tries(retrying, FAILURES, explain, url)
+        self._whole_bytes = whole_bytes
         self._part_bytes = part_bytes
         self._copy_bytes = copy_bytes
         self._tested = Tested(url)
@@ -147,8 +158,9 @@ class S3Bucket:
             with opened(content) as source:
                 if if_absent or if_match:
                     self._require_conditions(source.size)
-                if source.size <= self._part_bytes:
-                    return self._put_whole(key, source, condition)
+                if source.size <= self._whole_bytes:
+                    with suppress(_Cut):
+                        return self._put_whole(key, source, condition)
                 return self._put_parts(key, source, condition)
         except ObjectNotFound:
             raise ObjectChanged(f"{key} is not there any more") from None
@@ -226,19 +238,26 @@ class S3Bucket:
             self._put_parts(key, source, {"IfNoneMatch": "*"})
 
     def _put_whole(self, key: str, source: Content, condition: dict[str, str]) -> ObjectInfo:
-        content = source.read(0, source.size)
-        writer, md5 = uuid.uuid4().hex, content_md5(content)
+        writer, md5 = uuid.uuid4().hex, md5_of(source)
+
+        cut = False
 
         def attempt(this: Attempt) -> ObjectInfo:
+            nonlocal cut
+            if cut:
+                if found := self._find_own(key, writer):
+                    return found
+                raise _Cut
             try:
                 reply = self._client.put_object(
                     **self._at(key),
-                    Body=Sending(content, this),
+                    Body=Sending(source, this),
                     ContentMD5=md5,
                     Metadata={WRITER: writer, _MD5: md5},
                     **condition,
                 )
             except FAILURES as error:
+                cut = source.size > self._part_bytes and is_cut(error)
                 return self._own(key, writer, this, error)
             return ObjectInfo(key, source.size, _etag(reply), _answered_ns(reply))
 
@@ -256,24 +275,28 @@ class S3Bucket:
         return self.stat(key)
 
     def _require_conditions(self, size: int) -> None:
-        whole = size <= self._part_bytes
+        whole = size <= self._whole_bytes
         self._tested.require(Capability.CONDITIONAL_PUT if whole else Capability.CONDITIONAL_PARTS)
 
     def _own(self, key: str, writer: str, this: Attempt, error: Exception) -> ObjectInfo:
         """Return what an earlier attempt stored, if the error comes from that; else raise it."""
         refused = status_of(error) == 412 or code_of(error) == "NoSuchUpload"
-        if this.number and refused:
-            try:
-                head = self._head(key)
-            except FAILURES as gone:
-                if status_of(gone) != 404:
-                    raise
-            else:
-                if head.get("Metadata", {}).get(WRITER) == writer:
-                    return self._info(key, head)
+        if this.number and refused and (found := self._find_own(key, writer)):
+            return found
         if code_of(error) == "NoSuchUpload":
             raise ObjectStoreFailed(f"{key}: the server has forgotten the upload") from error
         raise error
+
+    def _find_own(self, key: str, writer: str) -> ObjectInfo | None:
+        """Return what was stored under a key, if it was by this writer."""
+        try:
+            head = self._head(key)
+        except FAILURES as gone:
+            if status_of(gone) != 404:
+                raise
+            return None
+        is_own = head.get("Metadata", {}).get(WRITER) == writer
+        return self._info(key, head) if is_own else None
 
     def _head(self, key: str) -> Any:
         try:
@@ -301,7 +324,7 @@ class S3Bucket:
 
 def _is_intact(content: bytes, reply: Any) -> bool:
     told = reply.get("Metadata", {}).get(_MD5)
-    return not told or told == content_md5(content)
+    return not told or told == md5_of(OfBytes(content))
 
 
 def _etag(reply: Any) -> str:

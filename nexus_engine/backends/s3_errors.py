@@ -9,6 +9,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ChecksumError,
     ClientError,
+    ConnectionClosedError,
     ConnectionError,
     ConnectTimeoutError,
     CredentialRetrievalError,
@@ -71,6 +72,11 @@ def status_of(error: Exception) -> int:
     if not isinstance(error, ClientError):
         return 0
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def is_cut(error: Exception) -> bool:
+    """Tell whether a connection ended before there was an answer."""
+    return isinstance(error, ConnectionClosedError)
 
 
 def code_of(error: Exception) -> str:

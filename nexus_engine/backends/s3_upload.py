@@ -10,6 +10,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+from nexus_engine.backends.content import Content, OfBytes
 from nexus_engine.backends.retrying import Attempt, Sending, Tries
 from nexus_engine.backends.s3_errors import FAILURES
 from nexus_engine.errors import BackendError, NotSupported
@@ -17,6 +18,7 @@ from nexus_engine.errors import BackendError, NotSupported
 WRITER = "nexus-writer"
 """Metadata: a random number of the `put`, by which a retry knows its own object again."""
 PARTS_MAX = 10_000
+_PIECE = 1 << 20
 
 
 class MultipartUpload:
@@ -64,11 +66,14 @@ class MultipartUpload:
 
     def send(self, content: bytes) -> None:
         """Send the next part; all but the last one have 5 MiB at least."""
-        number, digest = len(self._parts) + 1, content_md5(content)
+        number, digest = len(self._parts) + 1, md5_of(OfBytes(content))
 
         def attempt(this: Attempt) -> str:
             reply = self._client.upload_part(
-                **self._upload, PartNumber=number, Body=Sending(content, this), ContentMD5=digest
+                **self._upload,
+                PartNumber=number,
+                Body=Sending(OfBytes(content), this),
+                ContentMD5=digest,
             )
             return str(reply["ETag"])
 
@@ -108,6 +113,9 @@ class MultipartUpload:
         self._is_complete = True
 
 
-def content_md5(content: bytes) -> str:
+def md5_of(content: Content) -> str:
     """Source: RFC 1864."""
-    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+    digest = hashlib.md5(usedforsecurity=False)
+    for offset in range(0, content.size, _PIECE):
+        digest.update(content.read(offset, min(_PIECE, content.size - offset)))
+    return base64.b64encode(digest.digest()).decode()

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from google.api_core.exceptions import Conflict
 from google.cloud import storage
 
+from nexus_engine.backends import s3
 from nexus_engine.backends.bucket import Bucket, Capability
 from nexus_engine.backends.urls import open_bucket
 from tests.backends.fake_drive import ACCOUNT, FakeDrive
@@ -72,6 +73,12 @@ PLACES = [
 ]
 _FIXTURES = {"fake-gcs": "fake_gcs", "rclone": "rclone_s3", "seaweedfs": "seaweedfs"}
 _REACHABLE = [place for place in PLACES if LIVE.get(place.name, "PATH") in os.environ]
+
+
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have files go to S3 in parts that are larger than one; they would have to be 96 MiB."""
+    monkeypatch.setattr(s3, "WHOLE_BYTES", s3.PART_BYTES)
 
 
 @pytest.fixture(params=_REACHABLE, ids=[place.name for place in _REACHABLE])

@@ -24,6 +24,8 @@ from nexus_engine.errors import (
 )
 from tests.backends.conftest import Key, Place
 
+pytestmark = pytest.mark.usefixtures("in_parts")
+
 CONTENT = bytes(range(256)) * 40
 LARGE_BYTES = (16 << 20) * 2 + 12345  # three parts
 PAGE = 1000  # what one listing answers at most

@@ -26,6 +26,8 @@ from tests.backends.conftest import BUCKET, make_gcs_bucket, make_s3_bucket
 from tests.backends.proxy import Fault, Proxy
 from tests.servers import Server, free_ports
 
+pytestmark = pytest.mark.usefixtures("in_parts")
+
 CONTENT = bytes(range(256)) * 40
 LARGE = CONTENT * 2000  # 20 MB: two parts
 DEADLINE_S = 4  # a quarter of it is the longest silence

@@ -189,6 +189,9 @@ def test_a_server_without_conditions_is_asked_first(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.bucket.conditional = False
+    DirectoryBucket.put(
+        world.bucket, MARK_KEY, b'{"nexus_store":1,"store_id":"me","holder":"here"}'
+    )
     objects = world.open()
     world.put(objects, b"content")
     objects.secure()
