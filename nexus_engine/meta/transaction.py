@@ -246,13 +246,15 @@ class Transaction(Reader):
         """Run what changes inside at its end, each statement for all of its rows: half the cost.
 
         For operations of which none reads or changes a row that another one does: the log apart,
-        they may come in any order.
+        they may come in any order. What of a file's content goes comes first: where the first file
+        had none, it would come after what takes its place in the others.
         """
         if self._accounts is not None:  # which read the rows of each operation
             yield
             return
         self._actor_id()
         gathered = self._gathered = defaultdict[str, list[tuple[Any, ...]]](list)
+        gathered |= {sql.BURY_EXTENT: [], sql.DROP_EXTENT: []}
         try:
             yield
         finally:
