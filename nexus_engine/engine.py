@@ -308,11 +308,13 @@ class Engine:
 
     async def _seal_child(self, parent: Ino, name: Name) -> None:
         """Content first: its record must not come after its file's removal."""
-        dentry = self.reader.find_dentry(parent, name)
-        if dentry is not None:
+        if not self.content.has_open_files:
+            return
+        child = self.reader.find_child(parent, name)
+        if child is not None:
             # With the disk full it stays in memory; its program was told, and the file may go.
             with contextlib.suppress(errors.NoSpace):
-                await self.content.seal_inode(dentry.ino)
+                await self.content.seal_inode(child.ino)
 
     def _changed(self, inode: Inode) -> Inode:
         file = self.content.find_file(inode.ino)

@@ -70,6 +70,10 @@ class Content:
         return ino in self._files
 
     @property
+    def has_open_files(self) -> bool:
+        return bool(self._files)
+
+    @property
     def is_writing(self) -> bool:
         """Whether any file has a session."""
         return any(file.session is not None for file in self._files.values())

@@ -19,6 +19,7 @@ from nexus_engine.meta import quotas
 from nexus_engine.meta import statements as sql
 from nexus_engine.meta.connection import UNFIT, Connection
 from nexus_engine.meta.journal import Entry, Journal
+from nexus_engine.meta.known import UNKNOWN
 from nexus_engine.meta.quotas import Accounts, Quota, Usage
 from nexus_engine.meta.reader import OVERLAPPING, AsOfReader, Reader, name_hash
 from nexus_engine.types import (
@@ -102,6 +103,8 @@ class Transaction(Reader):
         self._dirty = False
         if self._accounts is not None:
             self._accounts.begin()
+        if self._waits:
+            self._known.open()
 
     def _open(self) -> None:
         self._change("BEGIN IMMEDIATE")
@@ -144,6 +147,7 @@ class Transaction(Reader):
 
     def commit_waiting(self) -> None:
         """COMMIT, with all that waits for it."""
+        self._known.close()
         self._change("COMMIT")
         self.committed_seq = self._head_seq
         if self.journal is not None:
@@ -153,6 +157,7 @@ class Transaction(Reader):
     def connection(self) -> Connection:
         """For statements of ``meta`` that only one rule needs."""
         self._opaque = True
+        self._known.close()
         return self._connection
 
     @property
@@ -162,6 +167,7 @@ class Transaction(Reader):
 
     def abort(self) -> None:
         """Take back the operation that did not end. Those that wait may have to be `redo`ne."""
+        self._known.close()
         self._head_seq, self._head_hash, self._head_time_ns = self._begun
         untouched = not self._statements and not self._is_opaque
         if untouched and self.waiting and self._connection.in_transaction:
@@ -328,8 +334,10 @@ class Transaction(Reader):
             if row is None:
                 raise errors.CorruptMetadata("the store has no next_ino: run nexus-ctl fsck")
             self._next_ino, self._ino_limit = row[0] - _INO_BLOCK, row[0]
+        ino = Ino(self._next_ino)
         self._next_ino += 1
-        return Ino(self._next_ino - 1)
+        self._known.note_new(ino)
+        return ino
 
     def directory_path(self, ino: Ino) -> Path:
         """Return a directory's path; cached until a directory is moved."""
@@ -350,10 +358,13 @@ class Transaction(Reader):
 
     def any_path_of(self, ino: Ino) -> Path:
         """Return a path of the inode, b"" where it has none (unlinked, still open)."""
-        row = self._one(
-            "SELECT parent, name FROM dentry WHERE ino = ? ORDER BY from_seq LIMIT 1", (ino,)
-        )
-        return self.path_of(*row) if row is not None else Path(b"")
+        name = self._known.only_names.get(ino, UNKNOWN)
+        if name is UNKNOWN:
+            row = self._one(
+                "SELECT parent, name FROM dentry WHERE ino = ? ORDER BY from_seq LIMIT 1", (ino,)
+            )
+            name = None if row is None else (row[0], row[1])
+        return self.path_of(*name) if name is not None else Path(b"")
 
     def forget_paths(self) -> None:
         """A directory moved: what was known of paths below it is wrong."""
@@ -371,6 +382,7 @@ class Transaction(Reader):
         if self._accounts is not None:
             self._accounts.appear(inode.ino)
         self._run(sql.ADD_INODE, (inode.ino, self.seq, *inode[2:]))
+        self._note_inode(inode)
 
     def put_inode(self, inode: Inode) -> None:
         """Replace the current version, which becomes a past one."""
@@ -378,6 +390,13 @@ class Transaction(Reader):
         self.touch(inode.ino)
         self._run(sql.BURY_VERSION, (inode.ino, self.seq))
         self._run(sql.PUT_INODE, (inode.ino, self.seq, *inode[2:]))
+        self._note_inode(inode)
+
+    def _note_inode(self, inode: Inode) -> None:
+        seq = self.seq
+        self._known.note_inode(
+            inode.ino, inode if inode.from_seq == seq else inode._replace(from_seq=seq)
+        )
 
     def remove_inode(self, ino: Ino) -> None:
         """The inode is gone as of this operation."""
@@ -385,6 +404,7 @@ class Transaction(Reader):
         self.touch(ino)
         self._run(sql.BURY_VERSION, (ino, self.seq))
         self._run(sql.DROP_INODE, (ino,))
+        self._known.note_inode(ino, None)
         self._paths.pop(ino, None)
 
     def touch_directory(self, ino: Ino, *, subdirectories: int = 0) -> None:
@@ -392,6 +412,7 @@ class Transaction(Reader):
         # The record's time, which as-of views go by, even where the clock went back.
         time_ns = max(self.now_ns, self._head_time_ns)
         self._run(sql.TOUCH, (time_ns, subdirectories, ino))
+        self._known.note_touched(ino, time_ns, subdirectories)
 
     # -- dentries --
 
@@ -401,6 +422,7 @@ class Transaction(Reader):
         kind = inode.mode & 0o170000
         self._run(sql.ADD_DENTRY, (parent, name_hash(name), name, inode.ino, kind, self.seq))
         self._run(sql.ADD_CHILD_CHANGE, (parent, self.seq))
+        self._known.note_named(parent, name, inode.ino)
 
     def remove_dentry(self, parent: Ino, name: Name) -> None:
         self._dirty = True
@@ -410,6 +432,7 @@ class Transaction(Reader):
         self._run(sql.BURY_DENTRY, (*key, self.seq))
         self._run(sql.DROP_DENTRY, key)
         self._run(sql.ADD_CHILD_CHANGE, (parent, self.seq))
+        self._known.note_unnamed(parent, name)
 
     # -- content --
 
@@ -423,12 +446,14 @@ class Transaction(Reader):
         for extent in extents:
             self._clear_range(ino, extent.start, extent.end)
             self._run(sql.ADD_EXTENT, (ino, *extent, self.seq))
+        self._known.note_filled(ino)
 
     def add_extents(self, ino: Ino, extents: list[Extent]) -> None:
         """Lay extents into a file that has none; as `put_extents`."""
         self._dirty = True
         for extent in extents:
             self._run(sql.ADD_EXTENT, (ino, *extent, self.seq))
+        self._known.note_filled(ino)
 
     def replace_extents(self, ino: Ino, extents: list[Extent]) -> None:
         """Lay extents down in the place of all that are there; as `put_extents`."""
@@ -438,6 +463,8 @@ class Transaction(Reader):
     def truncate_extents(self, ino: Ino, size: int) -> None:
         """End every extent at ``size``."""
         self._dirty = True
+        if self._known.is_empty(ino):
+            return
         last = self._one("SELECT max(start + length) FROM extent WHERE ino = ?", (ino,))
         if last is not None and last[0] is not None and last[0] > size:
             self._clear_range(ino, size, last[0])
@@ -448,6 +475,8 @@ class Transaction(Reader):
         self._clear_range(ino, start, end)
 
     def _clear_range(self, ino: Ino, start: int, end: int) -> None:
+        if self._known.is_empty(ino):
+            return
         rows = self._all(OVERLAPPING, (ino, start, end))
         for old in map(Extent._make, rows):
             self._run(sql.BURY_EXTENT, (ino, old.start, self.seq))
@@ -466,12 +495,14 @@ class Transaction(Reader):
         The only way to change the past: for bytes that a power loss took.
         """
         self._dirty = True
+        self._known.close()
         for statement in sql.REWIND_EXTENTS:
             self._run(statement, (ino, seq))
 
     def replace_past_extents(self, ino: Ino, seq: Seq, until: Seq) -> None:
         """Let a file's content from ``seq`` until ``until`` be what it was before."""
         self._dirty = True
+        self._known.close()
         for statement in sql.REPLACE_PAST_EXTENTS:
             self._run(statement, (ino, seq, until))
 
@@ -481,6 +512,7 @@ class Transaction(Reader):
         """Let every version of an inode with content from ``seq`` until ``until`` have this one."""
         self._dirty = True
         self.touch(ino)
+        self._known.close()
         span = "ino = ?1 AND content_seq >= ?2 AND content_seq < ?3"
         for table in ("inode", "inode_past"):
             self._run(
@@ -507,11 +539,13 @@ class Transaction(Reader):
         self._dirty = True
         self._run(sql.BURY_XATTR, (ino, name, self.seq))
         self._run(sql.PUT_XATTR, (ino, name, value, self.seq))
+        self._known.note_xattr(ino, name, value)
 
     def remove_xattr(self, ino: Ino, name: bytes) -> None:
         self._dirty = True
         self._run(sql.BURY_XATTR, (ino, name, self.seq))
         self._run(sql.DROP_XATTR, (ino, name))
+        self._known.note_xattr(ino, name, None)
 
     # -- quotas --
 
