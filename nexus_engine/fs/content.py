@@ -268,7 +268,7 @@ class Content:
                 else:
                     await self._seal(file)
                 session = file.session or self._begin(file, handle.actor)
-            if session.dirty.bytes >= CHUNK_BYTES and (full := session.dirty.full_ranges()):
+            if full := session.dirty.full_ranges():
                 await self._stage(session, full)
             if crowded := session.dirty.crowded_ranges():
                 await self._stage(session, crowded)
