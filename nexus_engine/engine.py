@@ -464,13 +464,17 @@ class Engine:
     # -- extended attributes --
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
-        attributes.check_xattr_name(name)
-        if name in computed.NAMES:
-            return await computed.live(self.store, self.content, ino, name)
-        value = self.reader.find_xattr(ino, name)
+        value = await self.find_xattr(ino, name)
         if value is None:
             raise errors.NoXattr(name.decode(errors="backslashreplace"))
         return value
+
+    async def find_xattr(self, ino: Ino, name: bytes) -> bytes | None:
+        """Return an extended attribute, or ``None``: most are asked for in vain."""
+        attributes.check_xattr_name(name)
+        if name in computed.NAMES:
+            return await computed.live(self.store, self.content, ino, name)
+        return self.reader.find_xattr(ino, name)
 
     async def getxattr_at(self, view: View, inode: Inode, name: bytes) -> bytes:
         """Return an extended attribute of an inode in a view of the past."""
