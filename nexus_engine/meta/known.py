@@ -12,12 +12,13 @@ another way than by the methods of `Transaction` that note it here.
 from __future__ import annotations
 
 import enum
-from typing import Final
+from typing import Any, Final
 
 from nexus_engine.types import Ino, Inode, Name
 
 FACTS_MAX = 4096
 """With more of one kind all are forgotten."""
+_NLINK, _MTIME_NS, _CTIME_NS = map(Inode._fields.index, ("nlink", "mtime_ns", "ctime_ns"))
 _LONG_BYTES = 1024
 """A longer attribute is not kept here."""
 
@@ -114,9 +115,10 @@ class Known:
     def note_touched(self, directory: Ino, time_ns: int, subdirectories: int) -> None:
         inode = self.inodes.get(directory)
         if inode is not None:
-            self.inodes[directory] = inode._replace(
-                mtime_ns=time_ns, ctime_ns=time_ns, nlink=inode.nlink + subdirectories
-            )
+            fields: list[Any] = list(inode)
+            fields[_NLINK] += subdirectories
+            fields[_MTIME_NS] = fields[_CTIME_NS] = time_ns
+            self.inodes[directory] = Inode._make(fields)
 
     def note_named(self, parent: Ino, name: Name, ino: Ino) -> None:
         """An inode got a name."""

@@ -74,9 +74,10 @@ class Transaction(Reader):
         """It changed something by statements that are not listed."""
         self._gathered: defaultdict[str, list[tuple[Any, ...]]] | None = None
         """Statements that are still to be run, with their arguments."""
-        self.journal: Journal | None = None
-        self.may_wait: Callable[[], bool] = bool
-        """Asked before the first of several operations that share a COMMIT."""
+        self._journal: Journal | None = None
+        self.waiting: list[Entry] = []
+        """What is in the journal and waits for a COMMIT."""
+        self._may_wait: Callable[[], bool] = bool
         self._waits = False
         self._accounts: Accounts | None = None
         self.held: dict[Ino, Usage] = {}
@@ -84,10 +85,14 @@ class Transaction(Reader):
 
     # -- life of a transaction; called by Database alone --
 
-    @property
-    def waiting(self) -> list[Entry]:
-        """What is in the journal and waits for a COMMIT."""
-        return [] if self.journal is None else self.journal.waiting
+    def let_wait(self, journal: Journal, may_wait: Callable[[], bool]) -> None:
+        """Have operations share a COMMIT.
+
+        Args:
+            journal: Keeps them until then.
+            may_wait: Asked before the first of them.
+        """
+        self._journal, self.waiting, self._may_wait = journal, journal.waiting, may_wait
 
     def begin(self, actor: Actor) -> None:
         self._statements = []
@@ -114,7 +119,7 @@ class Transaction(Reader):
             self._data_version = version
             self._begun = (self._head_seq, self._head_hash, self._head_time_ns)
         self.committed_seq = self._head_seq
-        self._waits = self.journal is not None and self.may_wait()
+        self._waits = self._journal is not None and self._may_wait()
 
     def end(self) -> None:
         """Keep what was recorded: in the journal, or by a COMMIT.
@@ -141,17 +146,17 @@ class Transaction(Reader):
             statements = [(sql.NAMES[text], values) for text, values in self._statements]
         except KeyError:
             return False
-        assert self.journal is not None
+        assert self._journal is not None
         before_seq, before_hash, _ = self._begun
-        return self.journal.append(Entry(before_seq, before_hash, statements))
+        return self._journal.append(Entry(before_seq, before_hash, statements))
 
     def commit_waiting(self) -> None:
         """COMMIT, with all that waits for it."""
         self._known.close()
         self._change("COMMIT")
         self.committed_seq = self._head_seq
-        if self.journal is not None:
-            self.journal.clear()
+        if self._journal is not None:
+            self._journal.clear()
 
     @property
     def connection(self) -> Connection:
