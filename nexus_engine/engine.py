@@ -308,11 +308,13 @@ class Engine:
 
     async def _seal_child(self, parent: Ino, name: Name) -> None:
         """Content first: its record must not come after its file's removal."""
-        dentry = self.reader.find_dentry(parent, name)
-        if dentry is not None:
+        if not self.content.has_open_files:
+            return
+        child = self.reader.find_child(parent, name)
+        if child is not None:
             # With the disk full it stays in memory; its program was told, and the file may go.
             with contextlib.suppress(errors.NoSpace):
-                await self.content.seal_inode(dentry.ino)
+                await self.content.seal_inode(child.ino)
 
     def _changed(self, inode: Inode) -> Inode:
         file = self.content.find_file(inode.ino)
@@ -462,13 +464,17 @@ class Engine:
     # -- extended attributes --
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
-        attributes.check_xattr_name(name)
-        if name in computed.NAMES:
-            return await computed.live(self.store, self.content, ino, name)
-        value = self.reader.find_xattr(ino, name)
+        value = await self.find_xattr(ino, name)
         if value is None:
             raise errors.NoXattr(name.decode(errors="backslashreplace"))
         return value
+
+    async def find_xattr(self, ino: Ino, name: bytes) -> bytes | None:
+        """Return an extended attribute, or ``None``: most are asked for in vain."""
+        attributes.check_xattr_name(name)
+        if name in computed.NAMES:
+            return await computed.live(self.store, self.content, ino, name)
+        return self.reader.find_xattr(ino, name)
 
     async def getxattr_at(self, view: View, inode: Inode, name: bytes) -> bytes:
         """Return an extended attribute of an inode in a view of the past."""

@@ -18,7 +18,7 @@ import msgspec
 from nexus_engine import errors
 from nexus_engine.cas.pack import KIND_CHUNK, KIND_INTENT, PACK_HEADER_SIZE
 from nexus_engine.fs.extents import ExtentMap
-from nexus_engine.fs.files import Intent, WriteSession, commit_session
+from nexus_engine.fs.files import Intent, WriteSession, commit_session, decode_intent
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.owners import OwnerLock, one_recovery, owners, take_over
 from nexus_engine.power_loss import take_back_lost_content
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 _END = "end:"
 """In ``store``, before the name of a process that is being taken over from."""
-
-_decode_intent = msgspec.msgpack.Decoder(Intent).decode
 
 
 class Recovered(NamedTuple):
@@ -186,7 +184,7 @@ def _read_pack(store: Store, name: str, found: _Found) -> None:
                 )  # fmt: skip
             elif record.kind == KIND_INTENT:
                 try:
-                    intent = _decode_intent(record.payload)
+                    intent = decode_intent(record.payload)
                 except msgspec.DecodeError as error:
                     log.error("pack %s: unreadable intent at %d: %s", name, record.offset, error)
                     continue

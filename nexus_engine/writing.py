@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -72,8 +71,10 @@ class Writing:
         """
         transact = self._transact
         if not self._turn.locked():
-            with suppress(errors.StoreBusy):
+            try:
                 return transact(rule, actor, *args, **kwargs)
+            except errors.StoreBusy:
+                pass  # then in turn with others
         deadline_s = time.monotonic() + BUSY_LIMIT_S
         async with self._turn:
             delay_s = 0.0005
@@ -118,8 +119,8 @@ class Writing:
                 raise full()
             result = self.with_reserve(self._database.transact, rule, actor, *args, **kwargs)
         finally:
-            if self._database.waiting:
-                self._look_after_waiting()
+            if waiting := self._database.waiting:
+                self._look_after_waiting(waiting)
         # A thousand deletes a second would outrun the thread that shortens the write-ahead log.
         self._checkpoint()
         return result
@@ -173,11 +174,11 @@ class Writing:
             return False
         return is_alone(self._peers)
 
-    def _look_after_waiting(self) -> None:
+    def _look_after_waiting(self, waiting: int) -> None:
         """An operation waits, and its caller is told that it is done: what fails now is no news."""
         database = self._database
         if (
-            database.waiting >= WAITING_MAX
+            waiting >= WAITING_MAX
             or database.is_wanted
             or database.is_interrupted
             or self._reserve.spent
@@ -187,7 +188,7 @@ class Writing:
                 self.settle()
             except errors.EngineError as error:
                 log.error("%s; what was done waits in the journal", error)
-        elif database.waiting == 1:
+        elif waiting == 1:
             self._on_waiting()
 
     def finish_journals(self) -> None:

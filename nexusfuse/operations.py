@@ -455,7 +455,10 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         if ino & VIRTUAL:
             return await self.tree.node(ino).getxattr(name, _caller(ctx))
-        return await self._engine.getxattr(Ino(ino), name)
+        value = await self._engine.find_xattr(Ino(ino), name)
+        if value is None:
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        return value
 
     @fuse_request
     async def listxattr(self, ino: int, ctx: pyfuse3.RequestContext) -> list[bytes]:

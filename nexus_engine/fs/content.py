@@ -70,6 +70,10 @@ class Content:
         return ino in self._files
 
     @property
+    def has_open_files(self) -> bool:
+        return bool(self._files)
+
+    @property
     def is_writing(self) -> bool:
         """Whether any file has a session."""
         return any(file.session is not None for file in self._files.values())
@@ -264,7 +268,7 @@ class Content:
                 else:
                     await self._seal(file)
                 session = file.session or self._begin(file, handle.actor)
-            if session.dirty.bytes >= CHUNK_BYTES and (full := session.dirty.full_ranges()):
+            if full := session.dirty.full_ranges():
                 await self._stage(session, full)
             if crowded := session.dirty.crowded_ranges():
                 await self._stage(session, crowded)

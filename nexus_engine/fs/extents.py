@@ -119,6 +119,8 @@ class DirtyMap:
     def __init__(self) -> None:
         self._windows: dict[int, list[DirtyRange]] = {}
         self._crowded: set[int] = set()
+        self._full: set[int] = set()
+        """Windows that are one whole chunk."""
         self.bytes = 0
         self.count = 0
         """Ranges."""
@@ -153,11 +155,15 @@ class DirtyMap:
             self._windows[index] = [DirtyRange(start, kept)]
             self.count += 1
             self.bytes += len(data)
+            if len(data) == CHUNK_BYTES:
+                self._full.add(index)
             return
         last = ranges[-1]
         if start == last.end:  # the next piece of a stream
             last.data += data
             self.bytes += len(data)
+            if len(last.data) == CHUNK_BYTES:
+                self._full.add(index)
             return
         end = start + len(data)
         if len(ranges) >= RANGES_MAX:
@@ -179,11 +185,14 @@ class DirtyMap:
         self.bytes += len(content) - before
         self.count += 1 - len(joined)
         ranges[:] = sorted([r for r in ranges if r not in joined] + [merged], key=lambda r: r.start)
+        if len(content) == CHUNK_BYTES:
+            self._full.add(index)
 
     def truncate(self, size: int) -> None:
         """Forget bytes at and past ``size``."""
         for index in [i for i in self._windows if (i + 1) * CHUNK_BYTES > size]:
             kept = []
+            self._full.discard(index)
             for dirty in self._windows[index]:
                 surplus = min(len(dirty.data), max(0, dirty.end - size))
                 if surplus:
@@ -220,11 +229,7 @@ class DirtyMap:
 
     def full_ranges(self) -> list[DirtyRange]:
         """Return the ranges that fill a whole chunk."""
-        return [
-            ranges[0]
-            for ranges in self._windows.values()
-            if len(ranges) == 1 and len(ranges[0].data) == CHUNK_BYTES
-        ]
+        return [self._windows[index][0] for index in sorted(self._full)]
 
     def ranges(self) -> list[DirtyRange]:
         """Return every range, ascending."""
@@ -240,4 +245,5 @@ class DirtyMap:
             if not ranges:
                 del self._windows[index]
                 self._crowded.discard(index)
+                self._full.discard(index)
             self.bytes -= len(dirty.data)

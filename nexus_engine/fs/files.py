@@ -29,6 +29,7 @@ INTENT_EXTENTS_MAX = 256
 Locate = Callable[[Digest], tuple[Any, ...] | None]
 """Tells where a chunk is that the index does not know yet."""
 
+_encode = msgspec.msgpack.Encoder().encode
 _NUMBER_MAX = 1 << 63
 _DIGEST_BYTES = 32
 
@@ -50,8 +51,16 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
     actor: Actor
     extents: list[Extent]
 
+    def with_extents(self, extents: list[Extent]) -> bytes:
+        """Return it as a pack holds it, with more extents, laid down after its own."""
+        return _encode(msgspec.structs.replace(self, extents=self.extents + extents))
+
+
+class FoundIntent(Intent, frozen=True, array_like=True):
+    """What a pack has as an intent, which may be anything."""
+
     def __post_init__(self) -> None:
-        """Refuse what no session says: a pack may hold anything."""
+        """Refuse what no session says."""
         if self.version != 1:
             raise ValueError(f"version {self.version} of an intent is unknown")
         if not 0 < self.ino < _NUMBER_MAX:
@@ -71,10 +80,9 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
             ):
                 raise ValueError("an extent is out of bounds")
 
-    def with_extents(self, extents: list[Extent]) -> bytes:
-        """Return it as a pack holds it, with more extents, laid down after its own."""
-        whole = msgspec.structs.replace(self, extents=self.extents + extents)
-        return msgspec.msgpack.encode(whole)
+
+decode_intent = msgspec.msgpack.Decoder(FoundIntent).decode
+"""Of the payload of a record; raises msgspec.DecodeError for what is no intent of ours."""
 
 
 class CutOff(NamedTuple):

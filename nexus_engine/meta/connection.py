@@ -14,6 +14,7 @@ import apsw
 
 from nexus_engine import errors
 from nexus_engine.meta import schema
+from nexus_engine.meta.known import Known
 from nexus_engine.types import Ino
 
 DATABASE_NAME = "meta.db"
@@ -127,6 +128,8 @@ class Connection:
         """Asked where a directory seems to lack an entry, and before all are listed."""
         self.unlisted = False
         """The transaction changed something that it does not know of."""
+        self.known = Known()
+        """What queries need not be asked for, while nobody else can change it."""
         try:
             # Reads and writes run inline in the event loop: never wait for another process's lock
             # here, the caller retries when it can.
@@ -255,6 +258,7 @@ class Connection:
 
     def rollback(self) -> None:
         """End the transaction, if there still is one: a full disk makes SQLite end it by itself."""
+        self.known.close()
         if self.in_transaction:
             self.change("ROLLBACK")
 
@@ -339,6 +343,7 @@ class Connection:
 
     def _translate(self, error: Exception) -> Exception:
         """See ``translate``. What the system said, SQLite keeps for itself but for a full disk."""
+        self.known.close()
         if self.note_failure is not None:
             self.note_failure()
         if isinstance(error, apsw.IOError) and self._db.system_errno == errno.EDQUOT:

@@ -111,8 +111,7 @@ class Database:
             settle: Called before anything else is changed by this connection, and after a failure
                 before anything is read; calls our `settle`.
         """
-        self._transaction.journal = journal
-        self._transaction.may_wait = may_wait
+        self._transaction.let_wait(journal, may_wait)
         self._before_upkeep = settle
         self.connection.note_failure = self._note_interruption
 
@@ -164,10 +163,10 @@ class Database:
             self.connection.resume = self._before_upkeep
 
     def _look_after_waiting(self) -> None:
+        connection = self.connection
         if self._transaction.waiting:
-            self.connection.intervene = self._before_upkeep
-            self.connection.resume = None
-            self._note_interruption()
+            connection.intervene = self._before_upkeep
+            connection.resume = None if connection.in_transaction else self._before_upkeep
         elif self._when_committed:
             actions, self._when_committed = self._when_committed, []
             for action in actions:

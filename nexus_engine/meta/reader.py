@@ -9,6 +9,7 @@ import xxhash
 
 from nexus_engine import errors
 from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.known import UNKNOWN
 from nexus_engine.types import ROOT_INO, Dentry, Digest, Extent, Ino, Inode, Name, Path, Seq
 
 # No extent is longer: bounds how far to the left of a range an overlapping one can start.
@@ -97,12 +98,18 @@ class Reader:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._known = connection.known
         self._one = connection.one
         self._all = connection.all
 
     def find_inode(self, ino: Ino) -> Inode | None:
+        known = self._known.inodes.get(ino, UNKNOWN)
+        if known is not UNKNOWN:
+            return known
         row = self._one(_FIND_INODE, (ino,))
-        return None if row is None else Inode._make(row)
+        inode = None if row is None else Inode._make(row)
+        self._known.note_inode(ino, inode)
+        return inode
 
     def get_inode(self, ino: Ino) -> Inode:
         """Return the inode.
@@ -110,10 +117,10 @@ class Reader:
         Raises:
             StaleInode: No such inode now.
         """
-        row = self._one(_FIND_INODE, (ino,))
-        if row is None:
+        inode = self.find_inode(ino)
+        if inode is None:
             raise errors.StaleInode(f"inode {ino} is gone")
-        return Inode._make(row)
+        return inode
 
     def find_departed(self, ino: Ino) -> Inode | None:
         """Return an inode that is gone as it was last, with no links; its going set the ctime."""
@@ -128,11 +135,20 @@ class Reader:
         return None if row is None else row[0]
 
     def find_child(self, parent: Ino, name: Name) -> Inode | None:
+        known = self._known.find_child(parent, name)
+        if known is not UNKNOWN:
+            return known
         key = (parent, name_hash(name), name)
         row = self._one(_FIND_CHILD, key)
         if row is None and self._connection.appear(parent):
             row = self._one(_FIND_CHILD, key)
-        return None if row is None else Inode._make(row)
+        if row is None:
+            self._known.note_child(parent, name, None)
+            return None
+        inode = Inode._make(row)
+        self._known.note_inode(inode.ino, inode)
+        self._known.note_child(parent, name, inode.ino)
+        return inode
 
     def find_children(self, parent: Ino, names: Sequence[Name]) -> dict[Name, Inode]:
         """Return what some names mean, of those that mean anything; perhaps others as well."""
@@ -141,6 +157,8 @@ class Reader:
         return {row[0]: Inode._make(row[1:]) for row in rows}
 
     def find_dentry(self, parent: Ino, name: Name) -> Dentry | None:
+        if self._known.children.get((parent, name), UNKNOWN) is None:
+            return None
         key = (parent, name_hash(name), name)
         row = self._one(_FIND_DENTRY, key)
         if row is None and self._connection.appear(parent):
@@ -217,6 +235,8 @@ class Reader:
         Returns:
             Holes are absent: the caller zero-fills.
         """
+        if self._known.is_empty(ino):
+            return []
         rows = self._all(OVERLAPPING, (ino, start, start + length))
         return [Extent._make(row) for row in rows]
 
@@ -226,8 +246,13 @@ class Reader:
         return (row[0] if row else 0) or 0
 
     def find_xattr(self, ino: Ino, name: bytes) -> bytes | None:
+        known = self._known.find_xattr(ino, name)
+        if known is not UNKNOWN:
+            return known
         row = self._one("SELECT value FROM xattr WHERE ino = ? AND name = ?", (ino, name))
-        return None if row is None else row[0]
+        value: bytes | None = None if row is None else row[0]
+        self._known.note_xattr(ino, name, value)
+        return value
 
     def xattr_names(self, ino: Ino) -> list[bytes]:
         return [row[0] for row in self._all("SELECT name FROM xattr WHERE ino = ?", (ino,))]

@@ -107,6 +107,7 @@ class Shadows:
             return False
         connection = self._connection
         if connection.in_transaction and connection.intervene is None:
+            connection.known.close()
             self._write(directory)  # a part of the rule that asks
             connection.unlisted = True
         else:

@@ -19,6 +19,7 @@ from nexus_engine.meta import quotas
 from nexus_engine.meta import statements as sql
 from nexus_engine.meta.connection import UNFIT, Connection
 from nexus_engine.meta.journal import Entry, Journal
+from nexus_engine.meta.known import UNKNOWN
 from nexus_engine.meta.quotas import Accounts, Quota, Usage
 from nexus_engine.meta.reader import OVERLAPPING, AsOfReader, Reader, name_hash
 from nexus_engine.types import (
@@ -73,9 +74,10 @@ class Transaction(Reader):
         """It changed something by statements that are not listed."""
         self._gathered: defaultdict[str, list[tuple[Any, ...]]] | None = None
         """Statements that are still to be run, with their arguments."""
-        self.journal: Journal | None = None
-        self.may_wait: Callable[[], bool] = bool
-        """Asked before the first of several operations that share a COMMIT."""
+        self._journal: Journal | None = None
+        self.waiting: list[Entry] = []
+        """What is in the journal and waits for a COMMIT."""
+        self._may_wait: Callable[[], bool] = bool
         self._waits = False
         self._accounts: Accounts | None = None
         self.held: dict[Ino, Usage] = {}
@@ -83,10 +85,14 @@ class Transaction(Reader):
 
     # -- life of a transaction; called by Database alone --
 
-    @property
-    def waiting(self) -> list[Entry]:
-        """What is in the journal and waits for a COMMIT."""
-        return [] if self.journal is None else self.journal.waiting
+    def let_wait(self, journal: Journal, may_wait: Callable[[], bool]) -> None:
+        """Have operations share a COMMIT.
+
+        Args:
+            journal: Keeps them until then.
+            may_wait: Asked before the first of them.
+        """
+        self._journal, self.waiting, self._may_wait = journal, journal.waiting, may_wait
 
     def begin(self, actor: Actor) -> None:
         self._statements = []
@@ -102,6 +108,8 @@ class Transaction(Reader):
         self._dirty = False
         if self._accounts is not None:
             self._accounts.begin()
+        if self._waits:
+            self._known.open()
 
     def _open(self) -> None:
         self._change("BEGIN IMMEDIATE")
@@ -111,7 +119,7 @@ class Transaction(Reader):
             self._data_version = version
             self._begun = (self._head_seq, self._head_hash, self._head_time_ns)
         self.committed_seq = self._head_seq
-        self._waits = self.journal is not None and self.may_wait()
+        self._waits = self._journal is not None and self._may_wait()
 
     def end(self) -> None:
         """Keep what was recorded: in the journal, or by a COMMIT.
@@ -138,21 +146,23 @@ class Transaction(Reader):
             statements = [(sql.NAMES[text], values) for text, values in self._statements]
         except KeyError:
             return False
-        assert self.journal is not None
+        assert self._journal is not None
         before_seq, before_hash, _ = self._begun
-        return self.journal.append(Entry(before_seq, before_hash, statements))
+        return self._journal.append(Entry(before_seq, before_hash, statements))
 
     def commit_waiting(self) -> None:
         """COMMIT, with all that waits for it."""
+        self._known.close()
         self._change("COMMIT")
         self.committed_seq = self._head_seq
-        if self.journal is not None:
-            self.journal.clear()
+        if self._journal is not None:
+            self._journal.clear()
 
     @property
     def connection(self) -> Connection:
         """For statements of ``meta`` that only one rule needs."""
         self._opaque = True
+        self._known.close()
         return self._connection
 
     @property
@@ -162,6 +172,7 @@ class Transaction(Reader):
 
     def abort(self) -> None:
         """Take back the operation that did not end. Those that wait may have to be `redo`ne."""
+        self._known.close()
         self._head_seq, self._head_hash, self._head_time_ns = self._begun
         untouched = not self._statements and not self._is_opaque
         if untouched and self.waiting and self._connection.in_transaction:
@@ -246,13 +257,15 @@ class Transaction(Reader):
         """Run what changes inside at its end, each statement for all of its rows: half the cost.
 
         For operations of which none reads or changes a row that another one does: the log apart,
-        they may come in any order.
+        they may come in any order. What of a file's content goes comes first: where the first file
+        had none, it would come after what takes its place in the others.
         """
         if self._accounts is not None:  # which read the rows of each operation
             yield
             return
         self._actor_id()
         gathered = self._gathered = defaultdict[str, list[tuple[Any, ...]]](list)
+        gathered |= {sql.BURY_EXTENT: [], sql.DROP_EXTENT: []}
         try:
             yield
         finally:
@@ -326,8 +339,10 @@ class Transaction(Reader):
             if row is None:
                 raise errors.CorruptMetadata("the store has no next_ino: run nexus-ctl fsck")
             self._next_ino, self._ino_limit = row[0] - _INO_BLOCK, row[0]
+        ino = Ino(self._next_ino)
         self._next_ino += 1
-        return Ino(self._next_ino - 1)
+        self._known.note_new(ino)
+        return ino
 
     def directory_path(self, ino: Ino) -> Path:
         """Return a directory's path; cached until a directory is moved."""
@@ -348,10 +363,13 @@ class Transaction(Reader):
 
     def any_path_of(self, ino: Ino) -> Path:
         """Return a path of the inode, b"" where it has none (unlinked, still open)."""
-        row = self._one(
-            "SELECT parent, name FROM dentry WHERE ino = ? ORDER BY from_seq LIMIT 1", (ino,)
-        )
-        return self.path_of(*row) if row is not None else Path(b"")
+        name = self._known.only_names.get(ino, UNKNOWN)
+        if name is UNKNOWN:
+            row = self._one(
+                "SELECT parent, name FROM dentry WHERE ino = ? ORDER BY from_seq LIMIT 1", (ino,)
+            )
+            name = None if row is None else (row[0], row[1])
+        return self.path_of(*name) if name is not None else Path(b"")
 
     def forget_paths(self) -> None:
         """A directory moved: what was known of paths below it is wrong."""
@@ -369,6 +387,7 @@ class Transaction(Reader):
         if self._accounts is not None:
             self._accounts.appear(inode.ino)
         self._run(sql.ADD_INODE, (inode.ino, self.seq, *inode[2:]))
+        self._note_inode(inode)
 
     def put_inode(self, inode: Inode) -> None:
         """Replace the current version, which becomes a past one."""
@@ -376,6 +395,13 @@ class Transaction(Reader):
         self.touch(inode.ino)
         self._run(sql.BURY_VERSION, (inode.ino, self.seq))
         self._run(sql.PUT_INODE, (inode.ino, self.seq, *inode[2:]))
+        self._note_inode(inode)
+
+    def _note_inode(self, inode: Inode) -> None:
+        seq = self.seq
+        self._known.note_inode(
+            inode.ino, inode if inode.from_seq == seq else inode._replace(from_seq=seq)
+        )
 
     def remove_inode(self, ino: Ino) -> None:
         """The inode is gone as of this operation."""
@@ -383,6 +409,7 @@ class Transaction(Reader):
         self.touch(ino)
         self._run(sql.BURY_VERSION, (ino, self.seq))
         self._run(sql.DROP_INODE, (ino,))
+        self._known.note_inode(ino, None)
         self._paths.pop(ino, None)
 
     def touch_directory(self, ino: Ino, *, subdirectories: int = 0) -> None:
@@ -390,6 +417,7 @@ class Transaction(Reader):
         # The record's time, which as-of views go by, even where the clock went back.
         time_ns = max(self.now_ns, self._head_time_ns)
         self._run(sql.TOUCH, (time_ns, subdirectories, ino))
+        self._known.note_touched(ino, time_ns, subdirectories)
 
     # -- dentries --
 
@@ -399,6 +427,7 @@ class Transaction(Reader):
         kind = inode.mode & 0o170000
         self._run(sql.ADD_DENTRY, (parent, name_hash(name), name, inode.ino, kind, self.seq))
         self._run(sql.ADD_CHILD_CHANGE, (parent, self.seq))
+        self._known.note_named(parent, name, inode.ino)
 
     def remove_dentry(self, parent: Ino, name: Name) -> None:
         self._dirty = True
@@ -408,6 +437,7 @@ class Transaction(Reader):
         self._run(sql.BURY_DENTRY, (*key, self.seq))
         self._run(sql.DROP_DENTRY, key)
         self._run(sql.ADD_CHILD_CHANGE, (parent, self.seq))
+        self._known.note_unnamed(parent, name)
 
     # -- content --
 
@@ -421,12 +451,14 @@ class Transaction(Reader):
         for extent in extents:
             self._clear_range(ino, extent.start, extent.end)
             self._run(sql.ADD_EXTENT, (ino, *extent, self.seq))
+        self._known.note_filled(ino)
 
     def add_extents(self, ino: Ino, extents: list[Extent]) -> None:
         """Lay extents into a file that has none; as `put_extents`."""
         self._dirty = True
         for extent in extents:
             self._run(sql.ADD_EXTENT, (ino, *extent, self.seq))
+        self._known.note_filled(ino)
 
     def replace_extents(self, ino: Ino, extents: list[Extent]) -> None:
         """Lay extents down in the place of all that are there; as `put_extents`."""
@@ -436,6 +468,8 @@ class Transaction(Reader):
     def truncate_extents(self, ino: Ino, size: int) -> None:
         """End every extent at ``size``."""
         self._dirty = True
+        if self._known.is_empty(ino):
+            return
         last = self._one("SELECT max(start + length) FROM extent WHERE ino = ?", (ino,))
         if last is not None and last[0] is not None and last[0] > size:
             self._clear_range(ino, size, last[0])
@@ -446,6 +480,8 @@ class Transaction(Reader):
         self._clear_range(ino, start, end)
 
     def _clear_range(self, ino: Ino, start: int, end: int) -> None:
+        if self._known.is_empty(ino):
+            return
         rows = self._all(OVERLAPPING, (ino, start, end))
         for old in map(Extent._make, rows):
             self._run(sql.BURY_EXTENT, (ino, old.start, self.seq))
@@ -464,12 +500,14 @@ class Transaction(Reader):
         The only way to change the past: for bytes that a power loss took.
         """
         self._dirty = True
+        self._known.close()
         for statement in sql.REWIND_EXTENTS:
             self._run(statement, (ino, seq))
 
     def replace_past_extents(self, ino: Ino, seq: Seq, until: Seq) -> None:
         """Let a file's content from ``seq`` until ``until`` be what it was before."""
         self._dirty = True
+        self._known.close()
         for statement in sql.REPLACE_PAST_EXTENTS:
             self._run(statement, (ino, seq, until))
 
@@ -479,6 +517,7 @@ class Transaction(Reader):
         """Let every version of an inode with content from ``seq`` until ``until`` have this one."""
         self._dirty = True
         self.touch(ino)
+        self._known.close()
         span = "ino = ?1 AND content_seq >= ?2 AND content_seq < ?3"
         for table in ("inode", "inode_past"):
             self._run(
@@ -505,11 +544,13 @@ class Transaction(Reader):
         self._dirty = True
         self._run(sql.BURY_XATTR, (ino, name, self.seq))
         self._run(sql.PUT_XATTR, (ino, name, value, self.seq))
+        self._known.note_xattr(ino, name, value)
 
     def remove_xattr(self, ino: Ino, name: bytes) -> None:
         self._dirty = True
         self._run(sql.BURY_XATTR, (ino, name, self.seq))
         self._run(sql.DROP_XATTR, (ino, name))
+        self._known.note_xattr(ino, name, None)
 
     # -- quotas --
 

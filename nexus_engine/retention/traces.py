@@ -13,12 +13,10 @@ import msgspec
 from nexus_engine import errors
 from nexus_engine.backends.base import View
 from nexus_engine.cas.pack import KIND_CHUNK, KIND_INTENT
-from nexus_engine.fs.files import Intent
+from nexus_engine.fs.files import decode_intent
 from nexus_engine.meta import gc_queries
 from nexus_engine.store import Store
 from nexus_engine.types import Digest, Ino
-
-_decode_intent = msgspec.msgpack.Decoder(Intent).decode
 
 
 def find_traces(
@@ -56,7 +54,7 @@ def find_traces(
 
 def _named_by(payload: View, inos: Collection[Ino]) -> set[Digest]:
     try:
-        intent = _decode_intent(payload)
+        intent = decode_intent(payload)
     except msgspec.DecodeError:
         return set()  # recovery reports it
     if intent.ino not in inos:

@@ -2,7 +2,9 @@
 
 Usage: ``python -m benchlib.traced DESCRIPTOR ARGUMENT...``. For every byte that comes from the
 socket DESCRIPTOR it sends how often each statement ran so far, as one line of JSON. What the daemon
-does by itself now and then does not count: only the tasks that answer requests do.
+does by itself now and then does not count: only the tasks that answer requests do. A COMMIT comes
+when there is a reason, and never by the clock: after each a few rows are read again, and how many
+operations share one depends on how fast they come.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 import apsw
 import trio
 
+from nexus_engine import services
 from nexusfuse.ctl.main import main
 
 _REQUEST_TASKS = "pyfuse-"
@@ -47,6 +50,7 @@ def _answer(asked: socket.socket, statements: Statements) -> None:
 
 
 if __name__ == "__main__":
+    services.SETTLE_DELAY_S = 3600
     statements = Statements()
     apsw.connection_hooks.append(statements.watch)
     asked = socket.socket(fileno=int(sys.argv.pop(1)))

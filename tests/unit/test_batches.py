@@ -129,6 +129,14 @@ async def test_a_name_may_come_twice_and_a_file_by_two_names(world: World) -> No
     assert len(versions(world.database, ROOT_INO, Name(b"new"))) == 2
 
 
+async def test_an_empty_file_may_come_before_one_that_has_content(world: World) -> None:
+    """What the second one held goes before what it gets comes, whatever the first one needs."""
+    await batch(world, ("empty", b""), ("full", b"old"))
+    await batch(world, ("empty", b"new"), ("full", b"newer"))
+    assert world.read("empty") == b"new"
+    assert world.read("full") == b"newer"
+
+
 async def test_a_directory_gives_its_group_and_default_acl(world: World) -> None:
     """inode(7), acl(5)"""
     await world.mkdir("shared")
