@@ -82,6 +82,16 @@ class Store:
         self._reader_connections: list[Connection] = []
         self.stopping = threading.Event()
         """Set when long work on this store is to end."""
+        self.disk = Disk(
+            path / "packs", read_limit_s=config.read_limit_s, sync_limit_s=config.sync_limit_s
+        )
+        self._lent_objects = beside is not None
+        self.objects: MovableObjectStore[Place] = (
+            MovableObjectStore(self._find_place, self._open_objects)
+            if beside is None
+            else beside.objects
+        )
+        # Last: who fails to open a store must not seem to have it open.
         self.peers = path / "peers"
         self.reserve = Reserve(path, config.reserve_mib * _MIB)
         self._lock = claim(self.peers)
@@ -94,15 +104,6 @@ class Store:
         self.let_wait = self._writing.let_wait
         self.settle = self._writing.settle
         database.shadows.run = self._writing.upkeep
-        self.disk = Disk(
-            path / "packs", read_limit_s=config.read_limit_s, sync_limit_s=config.sync_limit_s
-        )
-        self._lent_objects = beside is not None
-        self.objects: MovableObjectStore[Place] = (
-            MovableObjectStore(self._find_place, self._open_objects)
-            if beside is None
-            else beside.objects
-        )
         self.chunks = ChunkStore(
             self.objects,
             path / "packs",

@@ -22,12 +22,14 @@ from tests.servers import Server
 
 MIB = 1 << 20
 _WRITER = """
-import hashlib, os, random, sys, time
+import hashlib, os, random, signal, sys, time
 directory, promises, seed = sys.argv[1:]
+stopping = []
+signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
 rng = random.Random(int(seed))
 noted = os.open(promises, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 number = 0
-while True:
+while not stopping:
     name = f"{number % 40}"
     content = rng.randbytes(rng.choice((10, 5_000, 300_000)))
     with open(f"{directory}/{name}.new", "wb") as file:
