@@ -200,6 +200,7 @@ class Engine:
                 mode = inode.mode if new.mode is None else new.mode
                 new = new._replace(mode=mode & ~lost)
         if new.size is not None:
+            self.store.database.attached.require_writable(ino)
             file = self.content.find_file(ino)
             alone = new == NewAttributes(size=new.size)
             if file is not None and (alone or ino in self.content.unlinked):
@@ -349,6 +350,8 @@ class Engine:
             groups: Returns further groups of the actor.
         """
         inode = self.reader.get_inode(ino)
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            self.store.database.attached.require_writable(ino)
         lost = set_ids_lost(inode, actor, groups) if flags & os.O_TRUNC else 0
         if lost:
             await self.setattr(ino, NewAttributes(mode=inode.mode & ~lost), actor)

@@ -22,7 +22,7 @@ from pathlib import Path as FilePath
 from typing import Any, ParamSpec, TypeVar
 
 from nexus_engine import errors
-from nexus_engine.backends.base import ObjectStore
+from nexus_engine.backends.base import ObjectStore, View
 from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
 from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
@@ -36,6 +36,7 @@ from nexus_engine.owners import claim, describe, living, synced_by_others
 from nexus_engine.placing import find_packs_url, limit_s, move_in, open_objects, send_orphans
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve
+from nexus_engine.sources import Sources
 from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
 from nexus_engine.writing import Writing
 
@@ -112,6 +113,9 @@ class Store:
             before_securing=self.send_orphans,
             close_others=self._close_others,
             cache_bytes=config.chunk_cache_mib * _MIB,
+        )
+        self.sources: Sources = Sources(
+            self.chunks, self.look, self.note, None if beside is None else beside.sources
         )
 
     @classmethod
@@ -280,6 +284,29 @@ class Store:
         finally:
             database.close()
 
+    def look(self, question: Callable[[Connection], R]) -> R:
+        """Ask the database something; from any thread."""
+        with self._lent_reader() as reader:
+            return reader.ask(question)
+
+    def note(self, change: Callable[[Connection], R]) -> R:
+        """Change rows that no view of the tree can see; from any thread, in no transaction."""
+        with self.database.wanted():
+            return self.with_reader(lambda database: retry(database.in_transaction, change))
+
+    def read_chunk(self, digest: Digest, offset: int, length: int) -> View:
+        """Return a slice of a chunk, also of one that is still at its source; from any thread.
+
+        Raises:
+            as `ChunkStore.read`; for what is at a source, as `Bucket.read`.
+        """
+        try:
+            return self.chunks.read(digest, offset, length)
+        except errors.MissingChunk:
+            if not self.sources.fetch(digest):
+                raise
+        return self.chunks.read(digest, offset, length)
+
     def complete_packs(self) -> list[str]:
         """Return this process's packs that are complete and not yet retired."""
         return [pack.pack for pack in self.chunks.packs_written() if pack.sealed]
@@ -342,6 +369,7 @@ class Store:
             self.abandon(word)
 
     def _close_database(self) -> None:
+        self.sources.close()
         if not self._lent_objects:
             self.objects.close()
         for connection in self._reader_connections:

@@ -16,6 +16,7 @@ import pyfuse3
 import trio
 
 from nexus_engine import __version__, errors
+from nexus_engine.attachment_service import AttachmentService
 from nexus_engine.check import scrub
 from nexus_engine.engine import Engine
 from nexus_engine.oplog.peers import PeerSocket
@@ -87,6 +88,8 @@ async def serve(
             await _serve(engine, mountpoint, options, watchers, place, ready, signals)
         finally:
             with trio.CancelScope(shield=True):
+                if not watchers.told_restarting:
+                    await _leave_attachments(engine)
                 unfinished = await engine.close(drain=not watchers.told_restarting)
             if unfinished is not None:
                 log.error("%s", unfinished)
@@ -160,6 +163,7 @@ async def _serve(
                     (services.run_merging,),
                     (services.run_retention,),
                     (services.run_scrub,),
+                    (AttachmentService(engine).run,),
                     (_follow_peers, peers, invalidator),
                     (_notify_pollers, engine, operations.tree),
                     (_give_memory_back,),
@@ -178,6 +182,14 @@ async def _serve(
             mounted.close(unmount=unmounts)
     finally:
         operations.close()
+
+
+async def _leave_attachments(engine: Engine) -> None:
+    """What goes wrong here must not keep the store from being closed."""
+    try:
+        await AttachmentService(engine).push_before_leaving()
+    except errors.EngineError as error:
+        log.error("what was changed in attachments stays here for now: %s", error)
 
 
 def _share_arenas() -> None:
