@@ -32,6 +32,8 @@ PATIENCE_S = 10.0
 """Where something is done all the time, it is pushed so often."""
 PAUSE_S, PAUSE_MAX_S = 5.0, 300.0
 """After a failure, and after many."""
+SOON_S = 10
+"""A source is looked at again so soon where somebody found something else there than was known."""
 LEAVING_S = 30.0
 """How long an unmount waits for what was changed to be at its source."""
 _NOTE_EVERY = 10_000
@@ -90,7 +92,11 @@ class AttachmentService:
             return
         push = is_quiet and not attachment.read_only and state.planned < self._head
         age_ns = self._store.clock.time_ns() - attachment.listed_ns
-        refresh = bool(attachment.interval_s) and age_ns >= attachment.interval_s * 10**9
+        outdated = self._store.sources.outdated
+        interval_s = SOON_S if attachment.number in outdated else attachment.interval_s
+        refresh = bool(attachment.interval_s) and age_ns >= interval_s * 10**9
+        if refresh:
+            outdated.discard(attachment.number)
         if push:
             plan = await self._plan(attachment)
             push = bool(

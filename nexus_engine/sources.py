@@ -9,6 +9,7 @@ chunk like any other. So nothing is fetched twice, and what was read stays in th
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -49,6 +50,8 @@ _READERS = 1024
 _WAITING_MAX = 16
 """Requests of programs that wait for sources, each in a thread."""
 _ATTEMPTS = 3
+_SILENCE_S = 3.0
+"""Who waited so long in vain found that a source does not answer; for so long others do not ask."""
 
 
 def lazy_extents(attachment: int, key: bytes, etag: str, size: int) -> list[Extent]:
@@ -90,6 +93,10 @@ class Sources:
         self._settled = threading.Condition()
         self._claimed: set[Digest] = set()
         """Lazy chunks that some thread is fetching."""
+        self.outdated: set[int] = set()
+        """Attachments of which somebody found that the source has something else by now."""
+        self._silent: dict[int, float] = {}
+        """Attachments whose source did not answer, and until when nobody asks it again."""
         self._readers: dict[int, tuple[int, int]] = {}
         """Of versions that are being read: where the next read would go on, and how much the last
         one got."""
@@ -193,7 +200,7 @@ class Sources:
     def _fetch(self, chunks: list[LazyChunk]) -> None:
         first, length = chunks[0], chunks[-1].end - chunks[0].offset
         key = first.key.decode(errors="surrogateescape")
-        data = self.bucket(first.attachment).read(key, first.offset, length, etag=first.etag)
+        data = self._read(first, key, length)
         if len(data) != length:
             raise errors.ObjectChanged(
                 f"{key} ends after {first.offset + len(data)} bytes; it was longer when it was"
@@ -210,6 +217,22 @@ class Sources:
             for content in contents:
                 self._chunks.put_again(content)
         raise errors.StoreBusy("gc is at work where this is to be kept; try again")
+
+    def _read(self, first: LazyChunk, key: str, length: int) -> bytes:
+        """Ask a source; at once an error where somebody else just waited in vain."""
+        if time.monotonic() < self._silent.get(first.attachment, 0.0):
+            raise errors.StoreHung(f"{key}: its source does not answer")
+        begun_s = time.monotonic()
+        try:
+            return self.bucket(first.attachment).read(key, first.offset, length, etag=first.etag)
+        except (errors.ObjectChanged, errors.ObjectNotFound):
+            self.outdated.add(first.attachment)
+            raise
+        except errors.BackendError:
+            now_s = time.monotonic()
+            if now_s - begun_s > _SILENCE_S:
+                self._silent[first.attachment] = now_s + _SILENCE_S
+            raise
 
     def _keep(
         self, connection: Connection, chunks: list[LazyChunk], contents: list[Digest]

@@ -70,6 +70,8 @@ class Store:
         self.reader = database.reader
         self._thread = threading.get_ident()
         self._idle_readers: list[Reader] = []
+        self._noting = threading.Lock()
+        self._notes: Database | None = None
         self._reader_connections: list[Connection] = []
         self.stopping = threading.Event()
         """Set when long work on this store is to end."""
@@ -291,8 +293,11 @@ class Store:
 
     def note(self, change: Callable[[Connection], R]) -> R:
         """Change rows that no view of the tree can see; from any thread, in no transaction."""
-        with self.database.wanted():
-            return self.with_reader(lambda database: retry(database.in_transaction, change))
+        with self.database.wanted(), self._noting:
+            if self._notes is None:
+                path = str(self.path / DATABASE_NAME)
+                self._notes = Database(Connection(path), self.clock)
+            return retry(self._notes.in_transaction, change)
 
     def read_chunk(self, digest: Digest, offset: int, length: int) -> View:
         """Return a slice of a chunk, also of one that is still at its source; from any thread.
@@ -370,6 +375,8 @@ class Store:
 
     def _close_database(self) -> None:
         self.sources.close()
+        if self._notes is not None:
+            self._notes.close()
         if not self._lent_objects:
             self.objects.close()
         for connection in self._reader_connections:

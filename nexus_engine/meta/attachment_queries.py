@@ -125,13 +125,6 @@ def objects_of(connection: Connection, attachment: int, ino: Ino) -> list[Source
     return [SourceObject._make(row) for row in connection.all(sql, (attachment, ino))]
 
 
-def objects_below(connection: Connection, attachment: int, path: Path) -> list[SourceObject]:
-    """Return the objects that were shown below a directory."""
-    sql = f"SELECT {_OBJECT} FROM source_object WHERE attachment = ?1 AND path > ?2 AND path < ?3"
-    rows = connection.all(sql, (attachment, path + b"/", path + b"0"))  # 0 comes after the slash
-    return [SourceObject._make(row) for row in rows]
-
-
 def tally(connection: Connection, attachment: int) -> Tally:
     """Count what is at a source, as far as is known."""
     objects, size = connection.one(

@@ -383,7 +383,7 @@ CREATE TABLE source_object (
     PRIMARY KEY (attachment, key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX source_object_ino ON source_object (ino);
-CREATE INDEX source_object_path ON source_object (attachment, path);
+CREATE INDEX source_object_path ON source_object (path);
 
 -- Files that are not at the source as they are here, and why.
 CREATE TABLE unpushed (
