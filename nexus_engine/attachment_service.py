@@ -46,6 +46,8 @@ class _State:
 
     planned: int = 0
     """What operations up to this one changed is at the source."""
+    waiting: int = 0
+    """Objects that were not what they are to be when somebody last looked."""
     next_try_s: float = 0.0
     pause_s: float = 0.0
     said: str = ""
@@ -63,6 +65,12 @@ class AttachmentService:
         self._states: dict[int, _State] = {}
         self._head = Seq(0)
         self._changed_s = self._quiet_s = time.monotonic()
+
+    def figures(self) -> dict[str, int]:
+        """Return what is shown in a status; nothing where nothing is attached."""
+        roots = self._store.database.attached.roots
+        waiting = sum(state.waiting for state in self._states.values())
+        return {"attachments": len(roots), "changes_to_push": waiting} if roots else {}
 
     async def run(self) -> None:
         """Push what is changed here, look now and then for what others changed, for ever."""
@@ -99,6 +107,7 @@ class AttachmentService:
             outdated.discard(attachment.number)
         if push:
             plan = await self._plan(attachment)
+            state.waiting = plan.size
             push = bool(
                 plan.size
                 or attachment_queries.unpushed(self._store.database.connection, attachment.number)
@@ -138,6 +147,7 @@ class AttachmentService:
                 state.said = str(error)
             return
         state.pause_s, state.said = 0.0, ""
+        state.waiting = len(done.pushed.failed) if push else state.waiting
         if done.pushed.failed:
             # Of its own accord that seldom changes.
             state.next_try_s = time.monotonic() + PAUSE_S
@@ -205,10 +215,10 @@ class AttachmentService:
                     log.error("%s: %s", attachment.url, error)
                 left = (await self._plan(attachment)).size
                 if left:
+                    what = "1 change is" if left == 1 else f"{left} changes are"
                     log.error(
-                        "%d changes are not at %s yet: the next mount brings them there",
-                        left, attachment.url,
-                    )  # fmt: skip
+                        "%s not at %s yet: the next mount brings it there", what, attachment.url
+                    )
             tasks.cancel_scope.cancel()
 
 

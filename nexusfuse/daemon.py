@@ -111,6 +111,7 @@ async def _serve(
     operations = Operations(engine, read_only=options.read_only)
     scheduling.install(lambda: operations.under_way)
     invalidator = Invalidator(engine)
+    attachments = AttachmentService(engine)
     started = time.time()
 
     def status() -> dict[str, Any]:
@@ -124,6 +125,7 @@ async def _serve(
             **({"packs_url": engine.store.packs_url} if engine.store.packs_url else {}),
             **watchers.figures(),
             **engine.figures(),
+            **attachments.figures(),
             **{k: v for k, v in scrub.summary(engine.store).items() if v is not None},
             **{f"requests_{name}": count for name, count in sorted(operations.requests.items())},
         }
@@ -163,7 +165,7 @@ async def _serve(
                     (services.run_merging,),
                     (services.run_retention,),
                     (services.run_scrub,),
-                    (AttachmentService(engine).run,),
+                    (attachments.run,),
                     (_follow_peers, peers, invalidator),
                     (_notify_pollers, engine, operations.tree),
                     (_give_memory_back,),

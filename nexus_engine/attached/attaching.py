@@ -69,7 +69,7 @@ def _place(tx: Transaction, at: Path) -> Inode:
     found = tx.find_child(parent.ino, name)
     if found is None:
         default = tx.find_xattr(parent.ino, acl.DEFAULT)
-        made = add_inode(tx, parent, default, name, stat.S_IFDIR | 0o755)
+        made = add_inode(tx, parent, default, name, stat.S_IFDIR | 0o700)
         tx.touch_directory(parent.ino, subdirectories=1)
         tx.add_touched(made.ino, parent.ino, name)
         return made

@@ -53,7 +53,9 @@ def exchange(
                 fresh = store.look(partial(attachment_queries.find, number=attachment.number))
                 refreshing = Refreshing(store, fresh or attachment, keep, before, progress)
                 imported = imported.plus(refreshing.run())
-        except errors.BackendError as error:
+        except (errors.Interrupted, errors.StoreBusy):
+            raise
+        except errors.EngineError as error:
             _note(store, attachment, str(error))
             raise
         if attachment.trouble:

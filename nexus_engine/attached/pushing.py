@@ -23,6 +23,7 @@ from nexus_engine.attached.planning import Plan, Put, plan_push
 from nexus_engine.attached.refreshing import Refreshing
 from nexus_engine.attached.turns import require_going_on
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
+from nexus_engine.backends.files import translate
 from nexus_engine.history.versions import read_content
 from nexus_engine.meta import attachment_queries, lazy_queries
 from nexus_engine.meta.attachment_queries import Attachment, SourceObject
@@ -308,8 +309,12 @@ class Pushing:
         with tempfile.NamedTemporaryFile(dir=store.path, prefix=SPOOL) as file:
             for offset in range(0, inode.size, _PIECE):
                 require_going_on(store)
-                file.write(read_content(store, view, inode, offset, _PIECE))
-            file.flush()
+                content = read_content(store, view, inode, offset, _PIECE)
+                try:
+                    file.write(content)
+                    file.flush()
+                except OSError as error:
+                    raise translate(error, f"keep {text_of(put.key)} to send it") from error
             yield FilePath(file.name)
 
 

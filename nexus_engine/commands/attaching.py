@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from contextlib import closing
 from functools import partial
+from pathlib import Path as FilePath
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from nexus_engine import errors
 from nexus_engine.attached.attaching import Wanted, attach, detach
@@ -28,6 +32,7 @@ from nexus_engine.commands.walking import require_keeper
 from nexus_engine.config import seconds
 from nexus_engine.meta import attachment_queries
 from nexus_engine.meta.attachment_queries import Attachment
+from nexus_engine.store import Store
 from nexus_engine.types import Path
 
 INTERVAL = "60s"
@@ -39,6 +44,7 @@ SHOWN_MAX = 1000
 def add(work: Work, args: MountsAddArguments) -> Reply:
     """Attach a source at a path, and show what is there."""
     require_keeper(work.store, work.actor)
+    _require_own_rights(work)
     store = work.store
     options = dict(args.options)
     interval = options.pop("interval", INTERVAL)
@@ -46,6 +52,7 @@ def add(work: Work, args: MountsAddArguments) -> Reply:
         interval_s = 0 if interval == "0" else seconds(interval)
     except ValueError as error:
         raise errors.InvalidArgument(f"interval: {error}") from error
+    _require_apart(store, args.url)
     with closing(open_bucket(args.url, options)) as bucket:
         if args.read_only:
             capabilities = Capability(0)
@@ -61,6 +68,47 @@ def add(work: Work, args: MountsAddArguments) -> Reply:
         store.transact(detach, work.actor, made, work.keep)
         raise
     return _facts(work, made) | {"added": done.added}
+
+
+def _require_own_rights(work: Work) -> None:
+    """Refuse who would read with the rights, and the credentials, of somebody else's daemon.
+
+    Raises:
+        OperationNotPermitted.
+    """
+    if work.actor.uid not in (0, os.geteuid()):
+        raise errors.OperationNotPermitted(
+            "what is attached is read with the rights of the mount's daemon: only root and whoever"
+            " it runs as may attach something"
+        )
+
+
+def _require_apart(store: Store, url: str) -> None:
+    """Refuse to attach a directory that the store, or a mount of one, is in.
+
+    Raises:
+        InvalidArgument.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        return
+    path = FilePath(unquote(parts.path)).resolve()
+    places = [store.path.resolve(), *map(FilePath, _own_mounts())]
+    for place in places:
+        if place.is_relative_to(path) or path.is_relative_to(place):
+            raise errors.InvalidArgument(f"{path} is in {place}, or the other way round")
+
+
+def _own_mounts() -> list[str]:
+    """Return where stores are mounted. Source: proc_pid_mountinfo(5)."""
+    text = FilePath("/proc/self/mountinfo").read_bytes()
+    found = (line.split(b" - ") for line in text.splitlines() if b" - fuse.nexus " in line)
+    return [
+        re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), head.split()[4]).decode(
+            errors="surrogateescape"
+        )
+        for head, *_ in found
+    ]
 
 
 def list_all(work: Work, args: NoArguments) -> Reply:
@@ -120,13 +168,13 @@ def remove(work: Work, args: MountsRemoveArguments) -> Reply:
     require_keeper(work.store, work.actor)
     attachment = named(work, args.path)
     reply = _facts(work, attachment)
-    if not args.force:
-        exchange(work.store, attachment, keep=work.keep, progress=work.progress)
+    if reply["waiting"] and not args.force:
+        exchange(work.store, attachment, keep=work.keep, refresh=False)
         waiting = _waiting(work, attachment)
         if waiting:
             raise errors.InUse(
-                f"{waiting} files are not at the source as they are here, which nexus-ctl mounts"
-                " info tells more about; --force leaves them to the past"
+                f"{waiting} changes are not at the source, which nexus-ctl mounts info tells more"
+                " about; --force leaves them to the past"
             )
     seq = work.store.transact(detach, work.actor, attachment, work.keep)
     return reply | {"seq": seq}

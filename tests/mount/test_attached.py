@@ -87,11 +87,11 @@ def test_what_could_not_be_pushed_is_by_the_next_mount(mount: Mount, source: Pat
     away = source.rename(source.with_name("away"))
     mount.sh("echo last > data/last")
     mount.umount()
-    assert "1 changes are not at" in mount.log.read_text()
+    assert "1 change is not at" in mount.log.read_text()
     away.rename(source)
     mount.mount()
     wait_until(lambda: (source / "last").exists(), "the next mount brings it there")
-    mount.expected_log += ["is there no", "is its disk mounted", "are not at", "cannot use"]
+    mount.expected_log += ["is there no", "is its disk mounted", "is not at", "cannot use"]
 
 
 def test_a_source_that_is_gone_fails_what_needs_it_and_nothing_else(

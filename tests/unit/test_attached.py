@@ -375,3 +375,39 @@ async def test_a_purge_destroys_what_was_fetched(attached: Attached) -> None:
     attached.ask("purge", path="data/d/big")
     packs = b"".join(path.read_bytes() for path in (world.path / "packs").glob("*.pack"))
     assert big[:1000] not in packs
+
+
+async def test_a_file_that_is_written_to_keeps_its_mode_and_owner_at_a_directory(
+    attached: Attached,
+) -> None:
+    (attached.source / "one").chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(attached.source / "one", 1234, 1235)
+    before = (attached.source / "one").stat()
+    attached.add()
+    await attached.world.write("data/one", b"changed")
+    attached.refresh()
+    after = (attached.source / "one").stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (
+        before.st_mode, before.st_uid, before.st_gid,
+    )  # fmt: skip
+
+
+async def test_what_is_attached_is_for_its_owner_unless_the_directory_was_made_for_more(
+    attached: Attached,
+) -> None:
+    world = attached.world
+    attached.add()
+    assert world.inode("data").mode & 0o777 == 0o700
+    assert world.inode("data/one").mode & 0o777 == 0o600
+    attached.ask("mounts-remove", path="data")
+    await world.mkdir("data", 0o750)
+    attached.add()
+    assert world.inode("data/one").mode & 0o777 == 0o640
+    assert world.inode("data/d").mode & 0o777 == 0o750
+
+
+async def test_a_store_is_not_attached_to_itself(attached: Attached, tmp_path: FilePath) -> None:
+    for path in (attached.world.path, attached.world.path / "packs", tmp_path, FilePath("/")):
+        with pytest.raises(errors.InvalidArgument):
+            attached.ask("mounts-add", path="x", url=f"file://{path}")
