@@ -63,6 +63,8 @@ class AttachmentService:
         self._engine = engine
         self._store = engine.store
         self._states: dict[int, _State] = {}
+        self._busy: set[int] = set()
+        """Attachments that a task is at."""
         self._head = Seq(0)
         self._changed_s = self._quiet_s = time.monotonic()
 
@@ -75,14 +77,17 @@ class AttachmentService:
     async def run(self) -> None:
         """Push what is changed here, look now and then for what others changed, for ever."""
         await anyio.to_thread.run_sync(drop_spools, self._store)
-        while True:
-            await anyio.sleep(LOOK_S)
-            attached = self._store.database.attached
-            if not attached.roots:
-                continue
-            is_quiet = self._note_head()
-            for attachment in attachment_queries.living(self._store.database.connection):
-                await self._look_after(attachment, is_quiet=is_quiet)
+        async with anyio.create_task_group() as tasks:
+            while True:
+                await anyio.sleep(LOOK_S)
+                if not self._store.database.attached.roots:
+                    continue
+                is_quiet = self._note_head()
+                for attachment in attachment_queries.living(self._store.database.connection):
+                    if attachment.number not in self._busy:
+                        # One that is slow, or gone, must not keep the others waiting.
+                        self._busy.add(attachment.number)
+                        tasks.start_soon(self._look_once, attachment, is_quiet)
 
     def _note_head(self) -> bool:
         """Tell whether it is time to push what was done."""
@@ -93,6 +98,12 @@ class AttachmentService:
             self._changed_s = now_s
             return True
         return False
+
+    async def _look_once(self, attachment: Attachment, is_quiet: bool) -> None:  # noqa: FBT001
+        try:
+            await self._look_after(attachment, is_quiet=is_quiet)
+        finally:
+            self._busy.discard(attachment.number)
 
     async def _look_after(self, attachment: Attachment, *, is_quiet: bool) -> None:
         state = self._states.setdefault(attachment.number, _State())

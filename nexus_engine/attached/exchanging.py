@@ -30,6 +30,7 @@ def exchange(
     before: Callable[[], object] = lambda: None,
     push: bool = True,
     refresh: bool = True,
+    trusting: bool = False,
     progress: Progress = ignore_progress,
 ) -> Exchanged:
     """Have an attachment and its source agree. What goes wrong is noted, for `mounts info`.
@@ -37,6 +38,7 @@ def exchange(
     Args:
         keep: Inodes that stay usable without a name, because they are open.
         before: Called before files are changed: what programs wrote is to be in the log.
+        trusting: See `Refreshing`.
 
     Raises:
         StoreHung, StoreInaccessible, ObjectStoreFailed: The source cannot be used now.
@@ -51,7 +53,9 @@ def exchange(
             if refresh:
                 # What it would find to be in conflict is found one by one while pushing.
                 fresh = store.look(partial(attachment_queries.find, number=attachment.number))
-                refreshing = Refreshing(store, fresh or attachment, keep, before, progress)
+                refreshing = Refreshing(
+                    store, fresh or attachment, keep, before, progress, trusting=trusting
+                )
                 imported = imported.plus(refreshing.run())
         except (errors.Interrupted, errors.StoreBusy):
             raise

@@ -48,6 +48,7 @@ class Refreshing:
     Args:
         keep: Inodes that stay usable without a name, because they are open.
         before: Called before files are changed: what programs wrote is to be in the log.
+        trusting: Somebody wants it to be so, also if all that there was is gone.
     """
 
     store: Store
@@ -55,6 +56,7 @@ class Refreshing:
     keep: Container[Ino] = ()
     before: Callable[[], object] = _nothing
     progress: Progress = ignore_progress
+    trusting: bool = False
 
     @property
     def bucket(self) -> Bucket:
@@ -78,6 +80,11 @@ class Refreshing:
                 each.key: each
                 for each in self.store.look(partial(attachment_queries.objects, attachment=number))
             }
+            if not found and len(known) > 1 and not self.trusting:
+                raise errors.StoreInaccessible(
+                    f"{self.attachment.url} is empty, and had {len(known)} objects: is it the right"
+                    " one, and is its disk mounted? nexus-ctl mounts refresh takes it as it is"
+                )
             items: list[Item] = [Gone(each) for key, each in known.items() if key not in found]
             done = self._take_over(items + self._news(found, known), together=first)
         now_ns = self.store.clock.time_ns()

@@ -156,7 +156,7 @@ def refresh(work: Work, args: PathArguments) -> Reply:
     """Bring what was changed here to the source, and take over what others changed there."""
     require_keeper(work.store, work.actor)
     attachment = named(work, args.path)
-    done = exchange(work.store, attachment, keep=work.keep, progress=work.progress)
+    done = exchange(work.store, attachment, keep=work.keep, trusting=True, progress=work.progress)
     return _facts(work, named(work, args.path)) | {
         "pushed": done.pushed.puts + done.pushed.deletes,
         **done.imported._asdict(),

@@ -17,7 +17,9 @@ import pytest
 from nexus_engine.backends.urls import open_bucket
 from tests.backends.attaching import files, info, keys, objects, refresh, serving
 from tests.backends.conftest import BUCKET, make_gcs_bucket, make_s3_bucket
+from tests.backends.fake_drive import FakeDrive
 from tests.backends.proxy import Proxy
+from tests.backends.test_gdrive import DOCUMENT
 from tests.conftest import Mount
 from tests.mount.waiting import wait_until
 from tests.servers import Server
@@ -189,3 +191,33 @@ def test_ten_thousand_objects_of_a_server_are_attached(
     print(f"10,000 objects: {took_s:.1f} s, {asked} requests")  # noqa: T201
     assert sum(len(names) for _, _, names in os.walk(mount.path / "data")) == 10_000
     assert asked <= 15
+
+
+def test_documents_of_a_drive_are_files_and_its_changes_are_asked_for(
+    fake_drive: FakeDrive, tmp_path: Path
+) -> None:
+    """Google's own documents can be read; a feed says whether a listing would bring anything."""
+    document = fake_drive.add("Report", [fake_drive.root], DOCUMENT, b"text")
+    fake_drive.add("notes.txt", [fake_drive.root], "text/plain", b"notes\n")
+    url = f"gdrive://{fake_drive.root}?endpoint={fake_drive.endpoint}"
+    with serving(tmp_path) as mount:
+        mount.ctl("mounts", "add", "data", url, "-o", "interval=0")
+        report = mount.path / "data/Report.docx"
+        content = report.read_bytes()
+        assert content.endswith(b"text")
+        assert report.stat().st_size == len(content)
+        before = len(fake_drive.requests)
+        refresh(mount)
+        asked = fake_drive.requests[before:]
+        assert [each for each in asked if "/changes" in each] == asked
+        document.revisions.append(b"new text")
+        fake_drive.touch(document)
+        assert refresh(mount)["changed"] == 1
+        assert report.read_bytes().endswith(b"new text")
+        report.write_bytes(b"mine")
+        refresh(mount)
+        (stuck,) = mount.json("mounts", "info", "data")[0]["unpushed"]
+        assert stuck["path"] == "Report.docx"
+        assert "only be read" in stuck["reason"]
+        assert report.read_bytes() == b"mine"
+        mount.expected_log += ["stays here", "is not at"]

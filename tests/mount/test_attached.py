@@ -94,6 +94,26 @@ def test_what_could_not_be_pushed_is_by_the_next_mount(mount: Mount, source: Pat
     mount.expected_log += ["is there no", "is its disk mounted", "is not at", "cannot use"]
 
 
+def test_a_source_that_is_empty_all_of_a_sudden_is_not_believed(mount: Mount, source: Path) -> None:
+    data = attach(mount, source, "-o", "interval=1s")
+    mount.umount()
+    away = source.rename(source.with_name("away"))
+    source.mkdir()
+    mount.mount()
+    wait_until(lambda: "is empty" in mount.ctl("mounts", "info", "data"), "it is told")
+    assert sorted(os.listdir(data)) == ["file", "sub"]
+    source.rmdir()
+    away.rename(source)
+    mount.remount()
+    mount.ctl("mounts", "refresh", "data")
+    assert (data / "sub/other").read_text() == "other\n"
+    for path in (source / "file", source / "sub/other"):
+        path.unlink()
+    mount.ctl("mounts", "refresh", "data")
+    assert os.listdir(data) == []
+    mount.expected_log += ["is empty", "is its disk mounted"]
+
+
 def test_a_source_that_is_gone_fails_what_needs_it_and_nothing_else(
     mount: Mount, source: Path
 ) -> None:
