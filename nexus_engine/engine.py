@@ -47,6 +47,7 @@ _SECURING_MAX = 256
 """Who waits for a bucket does so in a thread. All who wait share what is sent."""
 _NOBODY = Actor(0, 0)
 _WATCHED_BYTES = 128 * 1024
+_BROUGHT_BYTES = 8 * 1024 * 1024
 _NAMES_SHOWN = 10
 
 
@@ -200,6 +201,7 @@ class Engine:
                 mode = inode.mode if new.mode is None else new.mode
                 new = new._replace(mode=mode & ~lost)
         if new.size is not None:
+            self.store.database.attached.require_writable(ino)
             file = self.content.find_file(ino)
             alone = new == NewAttributes(size=new.size)
             if file is not None and (alone or ino in self.content.unlinked):
@@ -351,6 +353,11 @@ class Engine:
             groups: Returns further groups of the actor.
         """
         inode = self.reader.get_inode(ino)
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            attached = self.store.database.attached
+            attached.require_writable(ino)
+            if not flags & os.O_TRUNC and attached.around(ino):
+                await self._bring(inode)
         lost = set_ids_lost(inode, actor, groups) if flags & os.O_TRUNC else 0
         if lost:
             await self.setattr(ino, NewAttributes(mode=inode.mode & ~lost), actor)
@@ -365,6 +372,17 @@ class Engine:
                 await self.content.release(handle)
                 raise
         return handle
+
+    async def _bring(self, inode: Inode) -> None:
+        """Have all of a file here, if it is small, before some of it is changed.
+
+        Of one that others change meanwhile the rest would be gone, and in a conflict with theirs
+        ours would be half a file.
+        """
+        if 0 < inode.size <= _BROUGHT_BYTES:
+            with contextlib.suppress(errors.BackendError):  # it can be written to all the same
+                for extent in self.reader.extents(inode.ino, 0, inode.size):
+                    await self.store.sources.bring(extent.digest)
 
     async def read(self, handle: Handle, offset: int, length: int) -> bytes:
         return await self.content.read(handle, offset, length)

@@ -4,7 +4,7 @@
 
     EngineError
     ├── NamespaceError   NotFound NotADirectory IsADirectory AlreadyExists DirectoryNotEmpty
-    │                    NameTooLong InvalidName InvalidArgument TooManyLinks StaleInode
+    │                    NameTooLong InvalidName InvalidArgument TooManyLinks StaleInode InUse
     ├── AccessError      PermissionDenied OperationNotPermitted ReadOnly
     ├── ResourceError    NoSpace QuotaExceeded FileTooBig NotSupported TooManyMoments
     │                    StoreBusy NoXattr XattrTooBig TooManyXattrs Interrupted
@@ -90,6 +90,10 @@ class TooManyLinks(NamespaceError):
 
 class StaleInode(NamespaceError):
     pass
+
+
+class InUse(NamespaceError):
+    """A directory that is more than a directory, and stays where it is."""
 
 
 class PermissionDenied(AccessError):

@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Container
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from nexus_engine import errors
 from nexus_engine.cas.pack import KIND_CHUNK, PACK_HEADER_SIZE
-from nexus_engine.meta import gc_queries, tail_queries
+from nexus_engine.meta import gc_queries, lazy_queries, tail_queries
+from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.records import Change
 from nexus_engine.reserve import frees_space
@@ -36,6 +38,15 @@ def take_back_lost_content(store: Store, packs: Collection[str], synced: Seq) ->
     """
     if not packs:
         return
+    _take_back_files(store, packs, synced)
+    # What was fetched from a source is fetched again.
+    fetched = lazy_queries.fetched_in(store.database.connection, packs)
+    lost = [digest for digest in fetched if not _is_there(store, packs, digest)]
+    if lost:
+        store.upkeep(store.database.in_transaction, partial(_forget_chunks, digests=lost))
+
+
+def _take_back_files(store: Store, packs: Collection[str], synced: Seq) -> None:
     seen: set[Digest] = set()
     lost: dict[Digest, list[tuple[Seq, Ino]]] = {}
     for seq, ino, digest in tail_queries.iter_extents_since(store.database.connection, synced):
@@ -58,6 +69,11 @@ def take_back_lost_content(store: Store, packs: Collection[str], synced: Seq) ->
             " the past, the content from before; nexus-ctl log shows which (kind recover)",
             len(lost) - len(copies), len(first),
         )  # fmt: skip
+
+
+def _forget_chunks(connection: Connection, digests: Collection[Digest]) -> None:
+    for digest in digests:
+        lazy_queries.drop_chunk(connection, digest)
 
 
 def _find_copies(store: Store, lost: Container[Digest]) -> dict[Digest, tuple[Any, ...]]:

@@ -16,9 +16,13 @@ KINDS = (
     "create", "mkdir", "mknod", "symlink", "link", "unlink", "rmdir", "rename", "exchange",
     "setattr", "write", "setxattr", "removexattr", "undo", "restore", "snapshot", "drop-snapshot",
     "recover", "prune", "purge", "repair", "quota", "workspace", "apply", "discard",
+    "attach", "detach", "conflict",
 )  # fmt: skip
 
-OF_MANY = frozenset(("undo", "restore", "recover", "repair", "workspace", "apply", "discard"))
+OF_MANY = frozenset((
+    "undo", "restore", "recover", "repair", "workspace", "apply", "discard", "attach", "detach",
+    "conflict",
+))  # fmt: skip
 """Kinds that may change many things at once: ``touched`` has a row for each of them."""
 
 _encode_json = msgspec.json.Encoder().encode

@@ -23,7 +23,7 @@ from pathlib import Path as FilePath
 from typing import Any, ParamSpec, TypeVar
 
 from nexus_engine import errors
-from nexus_engine.backends.base import ObjectStore
+from nexus_engine.backends.base import ObjectStore, View
 from nexus_engine.backends.movable import MovableObjectStore
 from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
@@ -46,6 +46,7 @@ from nexus_engine.placing import (
 )
 from nexus_engine.records import Change
 from nexus_engine.reserve import Reserve
+from nexus_engine.sources import Sources
 from nexus_engine.types import ROOT_INO, Actor, Digest, Ino, Inode, Path, Seq
 from nexus_engine.writing import Writing
 
@@ -79,6 +80,8 @@ class Store:
         self.reader = database.reader
         self._thread = threading.get_ident()
         self._idle_readers: list[Reader] = []
+        self._noting = threading.Lock()
+        self._notes: Database | None = None
         self._reader_connections: list[Connection] = []
         self.stopping = threading.Event()
         """Set when long work on this store is to end."""
@@ -114,6 +117,9 @@ class Store:
             before_securing=self.send_orphans,
             close_others=self._close_others,
             cache_bytes=config.chunk_cache_mib * _MIB,
+        )
+        self.sources: Sources = Sources(
+            self.chunks, self.look, self.note, None if beside is None else beside.sources
         )
 
     @property
@@ -292,6 +298,32 @@ class Store:
         finally:
             database.close()
 
+    def look(self, question: Callable[[Connection], R]) -> R:
+        """Ask the database something; from any thread."""
+        with self._lent_reader() as reader:
+            return reader.ask(question)
+
+    def note(self, change: Callable[[Connection], R]) -> R:
+        """Change rows that no view of the tree can see; from any thread, in no transaction."""
+        with self.database.wanted(), self._noting:
+            if self._notes is None:
+                path = str(self.path / DATABASE_NAME)
+                self._notes = Database(Connection(path), self.clock)
+            return retry(self._notes.in_transaction, change)
+
+    def read_chunk(self, digest: Digest, offset: int, length: int) -> View:
+        """Return a slice of a chunk, also of one that is still at its source; from any thread.
+
+        Raises:
+            as `ChunkStore.read`; for what is at a source, as `Bucket.read`.
+        """
+        try:
+            return self.chunks.read(digest, offset, length)
+        except errors.MissingChunk:
+            if not self.sources.fetch(digest):
+                raise
+        return self.chunks.read(digest, offset, length)
+
     def complete_packs(self) -> list[str]:
         """Return this process's packs that are complete and not yet retired."""
         return [pack.pack for pack in self.chunks.packs_written() if pack.sealed]
@@ -354,6 +386,9 @@ class Store:
             self.abandon(word)
 
     def _close_database(self) -> None:
+        self.sources.close()
+        if self._notes is not None:
+            self._notes.close()
         if not self._lent_objects:
             self.objects.close()
         for connection in self._reader_connections:

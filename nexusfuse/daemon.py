@@ -17,6 +17,7 @@ import pyfuse3
 import trio
 
 from nexus_engine import __version__, errors
+from nexus_engine.attachment_service import AttachmentService
 from nexus_engine.check import scrub
 from nexus_engine.engine import Engine
 from nexus_engine.oplog.peers import PeerSocket
@@ -88,6 +89,8 @@ async def serve(
             await _serve(engine, mountpoint, options, watchers, place, ready, signals)
         finally:
             with trio.CancelScope(shield=True):
+                if not watchers.told_restarting:
+                    await _leave_attachments(engine)
                 unfinished = await engine.close(drain=not watchers.told_restarting)
             if unfinished is not None:
                 log.error("%s", unfinished)
@@ -109,6 +112,7 @@ async def _serve(
     operations = Operations(engine, read_only=options.read_only)
     scheduling.install(lambda: operations.under_way)
     invalidator = Invalidator(engine)
+    attachments = AttachmentService(engine)
     started = time.time()
 
     def status() -> dict[str, Any]:
@@ -122,6 +126,7 @@ async def _serve(
             **({"packs_url": engine.store.packs_url} if engine.store.packs_url else {}),
             **watchers.figures(),
             **engine.figures(),
+            **attachments.figures(),
             **{k: v for k, v in scrub.summary(engine.store).items() if v is not None},
             **{f"requests_{name}": count for name, count in sorted(operations.requests.items())},
         }
@@ -161,6 +166,7 @@ async def _serve(
                     (services.run_merging,),
                     (services.run_retention,),
                     (services.run_scrub,),
+                    (attachments.run,),
                     (_follow_peers, peers, invalidator, engine),
                     (_notify_pollers, engine, operations.tree),
                     (_give_memory_back,),
@@ -179,6 +185,14 @@ async def _serve(
             mounted.close(unmount=unmounts)
     finally:
         operations.close()
+
+
+async def _leave_attachments(engine: Engine) -> None:
+    """What goes wrong here must not keep the store from being closed."""
+    try:
+        await AttachmentService(engine).push_before_leaving()
+    except errors.EngineError as error:
+        log.error("what was changed in attachments stays here for now: %s", error)
 
 
 def _share_arenas() -> None:

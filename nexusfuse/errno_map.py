@@ -31,6 +31,7 @@ ERRNO: dict[type[errors.EngineError], int] = {
     errors.InvalidArgument: errno.EINVAL,
     errors.TooManyLinks: errno.EMLINK,
     errors.StaleInode: errno.ESTALE,
+    errors.InUse: errno.EBUSY,
     errors.PermissionDenied: errno.EACCES,
     errors.OperationNotPermitted: errno.EPERM,
     errors.ReadOnly: errno.EROFS,

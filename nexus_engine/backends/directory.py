@@ -8,7 +8,7 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
@@ -85,21 +85,21 @@ class DirectoryBucket:
         self, key: str, content: bytes | Path, *, if_absent: bool = False, if_match: str = ""
     ) -> ObjectInfo:
         target = self._path(key)
-        partial = self._root / _OWN / uuid.uuid4().hex
+        unfinished = self._root / _OWN / uuid.uuid4().hex
         with _explained(f"store {key}"):
-            partial.parent.mkdir(exist_ok=True)
+            unfinished.parent.mkdir(exist_ok=True)
             try:
-                _write(partial, content)
+                _write(unfinished, content, _find_file(target))
                 with self._locked():
                     if if_absent or if_match:
                         self._require(key, target, if_match)
                     self._make_parents(key, target.parent)
                     if target.is_dir() and not target.is_symlink():
                         raise InvalidName(f"{key}: there are keys below it, and it is a directory")
-                    partial.replace(target)
+                    unfinished.replace(target)
                     info = _info(key, target.lstat())
             finally:
-                partial.unlink(missing_ok=True)
+                unfinished.unlink(missing_ok=True)
             sync_directory(target.parent)
             return info
 
@@ -246,9 +246,28 @@ def _info(key: str, found: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, found.st_size, _etag(found), found.st_mtime_ns)
 
 
-def _write(path: Path, content: bytes | Path) -> None:
-    """Write a new file, durably."""
-    with opened(content) as source, path.open("xb") as file:
+def _find_file(path: Path) -> os.stat_result | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None  # also where the path is none: that is told later
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def _write(path: Path, content: bytes | Path, like: os.stat_result | None) -> None:
+    """Write a new file, durably.
+
+    Args:
+        like: What it takes the place of: it belongs to the same, as far as we may, and nobody else
+            can read it meanwhile.
+    """
+    mode = 0o666 if like is None else stat.S_IMODE(like.st_mode)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file, opened(content) as source:
+        if like is not None:
+            with suppress(PermissionError):
+                os.fchown(file.fileno(), like.st_uid, like.st_gid)
+            os.fchmod(file.fileno(), mode)
         for offset in range(0, source.size, _PIECE):
             file.write(source.read(offset, min(_PIECE, source.size - offset)))
         file.flush()

@@ -35,6 +35,7 @@ _INLINE_MAX = 1 << 20
 """Larger records are not for `ChunkStore.read_resident`: decoding one takes milliseconds, in
 which a caller on an event loop serves nobody."""
 
+_ALIASES_MAX = 65536
 _ATTEMPTS = 3
 """How often a chunk is looked up because its pack went away in between, or a copy was bad."""
 
@@ -106,6 +107,7 @@ class ChunkStore:
         self._shared_sync = SharedSync(self._sync_now)
         self._shared_securing = SharedSync(self._secure_now, fail_together=True)
         self._pending: dict[Digest, Location] = {}
+        self._aliases: dict[Digest, Digest] = {}
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
         self._claimed: set[Digest] = set()
@@ -234,6 +236,17 @@ class ChunkStore:
             for digest in digests:
                 self._pending.pop(digest, None)
 
+    def note_alias(self, alias: Digest, digest: Digest) -> None:
+        """Have a chunk be read by another name as well, until this store forgets it."""
+        with self._lock:
+            if len(self._aliases) >= _ALIASES_MAX:
+                self._aliases.clear()
+            self._aliases[alias] = digest
+
+    def forget_alias(self, alias: Digest) -> None:
+        with self._lock:
+            self._aliases.pop(alias, None)
+
     def read(self, digest: Digest, offset: int, length: int) -> View:
         """Return a slice of a chunk; fewer bytes only where the chunk ends. May block.
 
@@ -248,6 +261,7 @@ class ChunkStore:
             CorruptChunk: what is stored is not what was written.
             StoreInaccessible, ObjectStoreFailed: the store could not be read.
         """
+        digest = self._aliases.get(digest, digest)
         content = self._cache.find(digest)
         if content is None:
             part = self._read_part(digest, offset, length, self._read_pack)
@@ -265,6 +279,7 @@ class ChunkStore:
         Raises:
             CorruptChunk, StoreInaccessible, ObjectStoreFailed: as `read`.
         """
+        digest = self._aliases.get(digest, digest)
         content = self._cache.find(digest)
         if content is not None:
             return _slice(content, offset, length)

@@ -171,6 +171,22 @@ class ApplyArguments(ReviewArguments, frozen=True):
     dry_run: bool = False
 
 
+class MountsAddArguments(Arguments, frozen=True):
+    """What to attach at ``path``, and how."""
+
+    path: str
+    url: str
+    options: dict[str, str] = {}
+    """Of the bucket, and ``interval``."""
+    read_only: bool = False
+
+
+class MountsRemoveArguments(Arguments, frozen=True):
+    path: str
+    force: bool = False
+    """Also if not all that was changed is at the source."""
+
+
 class FsckArguments(Arguments, frozen=True):
     """Of fsck and repair."""
 

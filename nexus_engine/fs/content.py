@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from nexus_engine import errors
+from nexus_engine.backends.base import View
 from nexus_engine.fs.access_times import AccessTimes
 from nexus_engine.fs.extents import CHUNK_BYTES, DirtyRange
 from nexus_engine.fs.files import (
@@ -691,23 +692,31 @@ async def read_extents(store: Store, extents: list[Extent], offset: int, length:
     Args:
         extents: Later ones cover earlier ones where they overlap.
     """
-    chunks = store.chunks
     end = offset + length
     if len(extents) == 1 and extents[0].start <= offset and extents[0].end >= end:
         extent = extents[0]
-        at = extent.chunk_offset + offset - extent.start
-        data = chunks.read_resident(extent.digest, at, length)
-        if data is None:
-            data = await store.disk.read(chunks.read, extent.digest, at, length)
+        data = await _read_extent(store, extent, offset, length)
         return bytes(data) if isinstance(data, memoryview) else data
     content = bytearray(length)
     for extent in extents:
         start, stop = max(offset, extent.start), min(end, extent.end)
-        if start >= stop:
-            continue
-        at = extent.chunk_offset + start - extent.start
-        data = chunks.read_resident(extent.digest, at, stop - start)
-        if data is None:
-            data = await store.disk.read(chunks.read, extent.digest, at, stop - start)
-        content[start - offset : stop - offset] = data
+        if start < stop:
+            data = await _read_extent(store, extent, start, stop - start)
+            content[start - offset : stop - offset] = data
     return bytes(content)
+
+
+async def _read_extent(store: Store, extent: Extent, offset: int, length: int) -> View:
+    """Return bytes of a file that are in an extent."""
+    chunks, digest = store.chunks, extent.digest
+    at = extent.chunk_offset + offset - extent.start
+    data = chunks.read_resident(digest, at, length)
+    if data is not None:
+        return data
+    try:
+        return await store.disk.read(chunks.read, digest, at, length)
+    except errors.MissingChunk:
+        # Not with the disk's deadline, and not in its threads: a server is no disk that hangs.
+        if not await store.sources.bring(digest):
+            raise
+    return await store.disk.read(chunks.read, digest, at, length)

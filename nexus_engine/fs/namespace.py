@@ -86,6 +86,7 @@ def add_inode(
     rdev: int = 0,
     target: bytes | None = None,
     size: int = 0,
+    mtime_ns: int | None = None,
 ) -> Inode:
     """Make an inode with the group, mode and ACLs that its directory gives it; reads nothing.
 
@@ -93,6 +94,7 @@ def add_inode(
         default: The directory's default ACL.
         name: Free. That the directory changed, and the record, are left to the caller.
         size: Of a file that comes with its content.
+        mtime_ns: When that was written, if not now.
     """
     actor, now = tx.actor, tx.now_ns
     gid = actor.gid
@@ -114,7 +116,7 @@ def add_inode(
         rdev=rdev,
         size=len(target) if target is not None else size,
         atime_ns=now,
-        mtime_ns=now,
+        mtime_ns=now if mtime_ns is None else mtime_ns,
         ctime_ns=now,
         btime_ns=now,
         content_seq=tx.seq,
@@ -234,6 +236,8 @@ def rename(
         if other.ino == moved.ino:
             return moved, None  # two names of one file: POSIX wants nothing done
     _require_no_loop(tx, moved, new_parent)
+    if moved.is_dir:
+        tx.attached.require_side_by_side(moved.ino, new_parent)
     if other is not None:
         _require_replaceable(tx, moved, other, new_name)
 
@@ -274,6 +278,8 @@ def _exchange(
         return first, second
     _require_no_loop(tx, first, new_parent)
     _require_no_loop(tx, second, parent)
+    tx.attached.require_side_by_side(first.ino, new_parent)
+    tx.attached.require_side_by_side(second.ino, parent)
     path, new_path = tx.path_of(parent, name), tx.path_of(new_parent, new_name)
     tx.remove_dentry(parent, name)
     tx.remove_dentry(new_parent, new_name)

@@ -14,10 +14,10 @@ from nexus_engine.records import Record, parse_details
 from nexus_engine.types import ROOT_INO, Path, Seq
 
 _NO_CHANGE = frozenset(
-    ("snapshot", "drop-snapshot", "recover", "repair", "quota", "prune", "purge")
+    ("snapshot", "drop-snapshot", "recover", "repair", "quota", "prune", "purge", "attach")
 )
 """Kinds that change nothing of the tree, or that put right what a crash or decay had made of it;
-and what is done for good."""
+what is done for good; and what shows objects of somebody else's, which an undo would delete."""
 
 
 class Selector(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

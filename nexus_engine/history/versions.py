@@ -62,10 +62,13 @@ def names_with_versions(database: Database, parent: Ino) -> Iterator[Name]:
 
 
 def read_content(store: Store, view: View, inode: Inode, offset: int, length: int) -> bytes:
-    """Return the bytes of a range of a file in a view, short at its end. Blocks on the disk.
+    """Return the bytes of a range of a file in a view, short at its end.
+
+    Blocks on the disk, and on a source where it is in an attachment and was not read yet.
 
     Raises:
         CorruptChunk, MissingChunk, StoreInaccessible, ObjectStoreFailed.
+        ObjectNotFound, ObjectChanged, StoreHung: It is not to be had from its source.
         HistoryExpired: Retention has let go of it meanwhile.
     """
     length = min(length, inode.size - offset)
@@ -78,7 +81,7 @@ def read_content(store: Store, view: View, inode: Inode, offset: int, length: in
     for extent in extents:
         start, stop = max(offset, extent.start), min(end, extent.end)
         at = extent.chunk_offset + start - extent.start
-        data = store.chunks.read(extent.digest, at, stop - start)
+        data = store.read_chunk(extent.digest, at, stop - start)
         content[start - offset : stop - offset] = data
     return bytes(content)
 

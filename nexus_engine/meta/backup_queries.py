@@ -125,6 +125,10 @@ def inodes_of_chunks(
     """
     connection.run("CREATE TEMP TABLE lost (digest BLOB PRIMARY KEY)")
     connection.run_many("INSERT OR IGNORE INTO temp.lost VALUES (?)", [(d,) for d in digests])
+    connection.run(
+        "INSERT OR IGNORE INTO temp.lost SELECT c.digest FROM lazy_chunk c"
+        " JOIN temp.lost l ON l.digest = c.content"
+    )
     try:
         yield from connection.all(
             "SELECT ino, CASE WHEN max(live) THEN NULL ELSE max(seq) END FROM ("

@@ -67,11 +67,17 @@ def short_chunks(connection: Connection) -> Iterator[tuple[str, int, int, Digest
 
 
 def unindexed_digests(connection: Connection) -> Iterator[Digest]:
-    """Yield what extents refer to and the index does not have, some more than once."""
+    """Yield what extents refer to and the index does not have, some more than once.
+
+    What is to be had from a source is not lost.
+    """
     for table in ("extent", "extent_past"):
         for (digest,) in connection.iterate(
             f"SELECT e.digest FROM {table} e"
             " WHERE NOT EXISTS (SELECT 1 FROM chunk c WHERE c.digest = e.digest)"
+            " AND NOT EXISTS (SELECT 1 FROM lazy_chunk l JOIN source_version v"
+            "  ON v.number = l.version JOIN attachment a ON a.number = v.attachment"
+            "  WHERE l.digest = e.digest)"
         ):
             yield digest
 
@@ -91,6 +97,10 @@ def lost_ranges(connection: Connection, digests: Iterable[Digest]) -> Iterator[I
     """Give every range of a file, now and then, whose bytes are in one of these chunks."""
     connection.run("CREATE TEMP TABLE gone (digest BLOB PRIMARY KEY) WITHOUT ROWID")
     connection.run_many("INSERT OR IGNORE INTO temp.gone VALUES (?)", [(d,) for d in digests])
+    connection.run(
+        "INSERT OR IGNORE INTO temp.gone SELECT l.digest FROM lazy_chunk l"
+        " JOIN temp.gone g ON g.digest = l.content"
+    )
     try:
         rows = connection.iterate(
             "SELECT * FROM (SELECT e.ino AS ino, CASE WHEN i.nlink > 0 THEN NULL ELSE coalesce("

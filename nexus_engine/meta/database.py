@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from nexus_engine.backends.files import sync_directory, translate, write_again
 from nexus_engine.clock import Clock
+from nexus_engine.meta.attached import AttachedRoots
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.journal import Entry, Journal
 from nexus_engine.meta.quotas import Usage
@@ -40,7 +41,8 @@ class Database:
         self.connection = connection
         self.reader = Reader(connection)
         self.shadows = connection.shadows = Shadows(connection)
-        self._transaction = Transaction(connection, clock)
+        self.attached = AttachedRoots(connection)
+        self._transaction = Transaction(connection, clock, self.attached)
         self._wal_fd = -1
         self._sync_lock = threading.Lock()
         self._wanted = 0

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.lazy_queries import ADD_FETCHED
 from nexus_engine.types import Digest
 
 _LIVE = (
@@ -16,6 +17,7 @@ _LIVE = (
     "CREATE TEMP TABLE live (digest BLOB PRIMARY KEY) STRICT, WITHOUT ROWID",
     "INSERT OR IGNORE INTO live SELECT digest FROM extent",
     "INSERT OR IGNORE INTO live SELECT digest FROM extent_past",
+    ADD_FETCHED,
 )
 _USE = (
     "SELECT p.id, p.name, coalesce(sum(c.stored_length), 0), p.owner IS NOT NULL"

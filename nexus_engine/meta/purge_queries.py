@@ -10,6 +10,14 @@ from nexus_engine.meta.connection import Connection
 from nexus_engine.types import Digest, Ino
 
 _TABLES = ("extent", "extent_past")
+_NAMED = (
+    # Of what was fetched from a source, extents name another digest.
+    "SELECT digest FROM extent UNION SELECT digest FROM extent_past"
+    " UNION SELECT l.content FROM lazy_chunk l WHERE l.content IS NOT NULL"
+    "  AND (EXISTS (SELECT 1 FROM extent e WHERE e.digest = l.digest)"
+    "   OR EXISTS (SELECT 1 FROM extent_past e WHERE e.digest = l.digest))"
+)
+_NAMES_OF = "(SELECT {0} UNION SELECT digest FROM lazy_chunk WHERE content = {0})"
 
 
 def digests_of(connection: Connection, inos: Iterable[Ino]) -> list[Digest]:
@@ -19,12 +27,17 @@ def digests_of(connection: Connection, inos: Iterable[Ino]) -> list[Digest]:
         f"SELECT digest FROM {table} WHERE ino IN (SELECT value FROM json_each(?1))"
         for table in _TABLES
     )
+    sql = (
+        f"WITH named (digest) AS ({sql}) SELECT digest FROM named UNION SELECT l.content"
+        " FROM named JOIN lazy_chunk l ON l.digest = named.digest WHERE l.content IS NOT NULL"
+    )
     return [row[0] for row in connection.all(sql, wanted)]
 
 
 def inodes_with(connection: Connection, digest: Digest) -> list[Ino]:
     """Return every file of which some version holds a chunk. Reads all extents."""
-    sql = " UNION ".join(f"SELECT ino FROM {table} WHERE digest = ?1" for table in _TABLES)
+    names = _NAMES_OF.format("?1")
+    sql = " UNION ".join(f"SELECT ino FROM {table} WHERE digest IN {names}" for table in _TABLES)
     return [row[0] for row in connection.all(sql, (digest,))]
 
 
@@ -37,17 +50,16 @@ def pending(connection: Connection) -> list[Digest]:
     """Return the chunks that are to be destroyed and that no version of any file holds."""
     return [
         row[0]
-        for row in connection.all(
-            "SELECT digest FROM purging EXCEPT SELECT digest FROM extent"
-            " EXCEPT SELECT digest FROM extent_past"
-        )
+        for row in connection.all(f"SELECT digest FROM purging EXCEPT SELECT * FROM ({_NAMED})")
     ]
 
 
 def holders_of_pending(connection: Connection) -> list[Ino]:
     """Return every file of which some version holds a chunk that was to be destroyed."""
     sql = " UNION ".join(
-        f"SELECT ino FROM {table} WHERE digest IN (SELECT digest FROM purging)" for table in _TABLES
+        f"SELECT ino FROM {table} WHERE digest IN (SELECT digest FROM purging"
+        " UNION SELECT l.digest FROM purging p JOIN lazy_chunk l ON l.content = p.digest)"
+        for table in _TABLES
     )
     return [row[0] for row in connection.all(sql)]
 
@@ -57,7 +69,7 @@ def end_pending(connection: Connection) -> None:
     connection.run(
         "DELETE FROM purging WHERE NOT EXISTS"
         " (SELECT 1 FROM chunk c WHERE c.digest = purging.digest)"
-        " OR digest IN (SELECT digest FROM extent UNION SELECT digest FROM extent_past)"
+        f" OR digest IN ({_NAMED})"
     )
 
 
@@ -91,5 +103,6 @@ def drop_attributes(connection: Connection, inos: Iterable[Ino]) -> int:
 def punch(connection: Connection, ino: Ino, digest: Digest) -> None:
     """Have a file be a hole wherever it holds a chunk, now and in every version."""
     for table in _TABLES:
-        connection.run(f"DELETE FROM {table} WHERE ino = ? AND digest = ?", (ino, digest))
+        names = _NAMES_OF.format("?2")
+        connection.run(f"DELETE FROM {table} WHERE ino = ?1 AND digest IN {names}", (ino, digest))
     connection.run("DELETE FROM content_hash WHERE ino = ?", (ino,))

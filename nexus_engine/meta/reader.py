@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import xxhash
 
@@ -11,6 +11,8 @@ from nexus_engine import errors
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.known import UNKNOWN
 from nexus_engine.types import ROOT_INO, Dentry, Digest, Extent, Ino, Inode, Name, Path, Seq
+
+R = TypeVar("R")
 
 # No extent is longer: bounds how far to the left of a range an overlapping one can start.
 EXTENT_MAX_BYTES = 4 * 1024 * 1024
@@ -102,6 +104,10 @@ class Reader:
         self._one = connection.one
         self._all = connection.all
 
+    def ask(self, question: Callable[[Connection], R]) -> R:
+        """Ask something that only one caller needs to know."""
+        return question(self._connection)
+
     def find_inode(self, ino: Ino) -> Inode | None:
         known = self._known.inodes.get(ino, UNKNOWN)
         if known is not UNKNOWN:
@@ -149,6 +155,11 @@ class Reader:
         self._known.note_inode(inode.ino, inode)
         self._known.note_child(parent, name, inode.ino)
         return inode
+
+    def find_child_row(self, parent: Ino, name: Name) -> Inode | None:
+        """Return likewise what is a row: not what nobody looked at (``shadows``)."""
+        row = self._one(_FIND_CHILD, (parent, name_hash(name), name))
+        return None if row is None else Inode._make(row)
 
     def find_children(self, parent: Ino, names: Sequence[Name]) -> dict[Name, Inode]:
         """Return what some names mean, of those that mean anything; perhaps others as well."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from nexus_engine.meta.connection import Connection
+from nexus_engine.meta.lazy_queries import ADD_FETCHED
 from nexus_engine.types import Ino, Seq
 
 # ?1 and ?2 are the range of inodes, ?3 the operation from which on everything is kept.
@@ -182,6 +183,7 @@ def find_named(connection: Connection, whole_from: Seq) -> None:
         if table in ("extent", "extent_past"):
             stays = f"SELECT digest FROM {table} WHERE NOT ({condition})"
             connection.run(f"INSERT OR IGNORE INTO temp.live {stays}", arguments)
+    connection.run(ADD_FETCHED)
 
 
 def unnamed_bytes(connection: Connection) -> int:
@@ -214,6 +216,10 @@ _NEED = (
 _ADD_NEED = (
     "INSERT INTO temp.need (digest, seq) {} ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)"
 )
+_FETCHED = (
+    "SELECT c.content, n.seq FROM temp.need n JOIN lazy_chunk c ON c.digest = n.digest"
+    " WHERE c.content IS NOT NULL"
+)
 
 
 def sizes_of_history(connection: Connection, whole_from: Seq) -> list[tuple[Seq, int]]:
@@ -235,6 +241,7 @@ def sizes_of_history(connection: Connection, whole_from: Seq) -> list[tuple[Seq,
         dead = _DEAD.format(table=table).removesuffix(" AND ") if table == "extent" else "true"
         sql = f"SELECT digest, {needed} FROM {table} WHERE {dead}"
         connection.run(_ADD_NEED.format(sql), (whole_from,))
+    connection.run(_ADD_NEED.format(_FETCHED))
     return connection.all(
         "SELECT n.seq, sum(c.stored_length) FROM temp.need n JOIN chunk c ON c.digest = n.digest"
         f" WHERE n.seq BETWEEN 1 AND {ALWAYS} GROUP BY n.seq ORDER BY n.seq"

@@ -353,6 +353,65 @@ CREATE TABLE applied (
     seq INTEGER NOT NULL,
     PRIMARY KEY (workspace, seq)
 ) STRICT, WITHOUT ROWID;
+
+-- Attachments: directories whose files are objects at a source, a bucket of somebody else's. One
+-- lives for as long as its directory does. The row of one that is gone stays: an undo may bring it
+-- back, and what was never read of the past is still asked for there.
+CREATE TABLE attachment (
+    number INTEGER PRIMARY KEY,
+    ino INTEGER NOT NULL UNIQUE,
+    url TEXT NOT NULL,
+    options TEXT NOT NULL,           -- besides those in the URL: JSON, text to text
+    read_only INTEGER NOT NULL,
+    interval_s INTEGER NOT NULL,     -- between two looks at the source; 0: none by itself
+    capabilities INTEGER NOT NULL,   -- what the source was found to be able to do: a `Capability`
+    pushed_seq INTEGER NOT NULL,     -- what operations up to this one changed is at the source
+    feed TEXT NOT NULL,              -- position in its change feed; empty: none
+    listed_ns INTEGER NOT NULL,      -- when it was last compared with the source; 0: never
+    trouble TEXT NOT NULL            -- why the source could not be used last; empty: it could
+) STRICT;
+
+-- What the objects at a source are, as far as is known, and which file has the content of each.
+CREATE TABLE source_object (
+    attachment INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    path BLOB NOT NULL,              -- below the directory; another if the key is no path
+    ino INTEGER NOT NULL,
+    content_seq INTEGER NOT NULL,    -- the file's content that is the object's
+    etag TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (attachment, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX source_object_ino ON source_object (ino);
+CREATE INDEX source_object_path ON source_object (path);
+
+-- Files that are not at the source as they are here, and why.
+CREATE TABLE unpushed (
+    attachment INTEGER NOT NULL,
+    path BLOB NOT NULL,
+    reason TEXT NOT NULL,
+    PRIMARY KEY (attachment, path)
+) STRICT, WITHOUT ROWID;
+
+-- Versions of objects that files were made of without reading them, and their chunks. Extents name
+-- such a chunk by a digest that no content has.
+CREATE TABLE source_version (
+    number INTEGER PRIMARY KEY,
+    attachment INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    etag TEXT NOT NULL,
+    UNIQUE (attachment, key, etag)
+) STRICT;
+
+CREATE TABLE lazy_chunk (
+    digest BLOB PRIMARY KEY,
+    version INTEGER NOT NULL,
+    offset INTEGER NOT NULL,         -- in the object
+    length INTEGER NOT NULL,
+    content BLOB                     -- digest of the chunk that was fetched; NULL: none yet
+) STRICT, WITHOUT ROWID;
+CREATE INDEX lazy_chunk_version ON lazy_chunk (version, offset);
+CREATE INDEX lazy_chunk_content ON lazy_chunk (content) WHERE content IS NOT NULL;
 """
 
 MIGRATIONS = (_V1, _V2, _V3)

@@ -17,6 +17,7 @@ from nexus_engine import errors, records
 from nexus_engine.clock import Clock, uuid7
 from nexus_engine.meta import quotas
 from nexus_engine.meta import statements as sql
+from nexus_engine.meta.attached import AttachedRoots
 from nexus_engine.meta.connection import UNFIT, Connection
 from nexus_engine.meta.journal import Entry, Journal
 from nexus_engine.meta.known import UNKNOWN
@@ -53,8 +54,11 @@ class Transaction(Reader):
     now_ns: int
     """The wall clock at the start of the transaction."""
 
-    def __init__(self, connection: Connection, clock: Clock) -> None:
+    def __init__(self, connection: Connection, clock: Clock, attached: AttachedRoots) -> None:
         super().__init__(connection)
+        self.attached = attached
+        """Directories whose files are objects elsewhere."""
+        self._by_source = False
         self._clock = clock
         self._change = connection.change
         self._data_version = -1
@@ -234,6 +238,7 @@ class Transaction(Reader):
         self._paths = {ROOT_INO: Path(b"")}
         self._actors = {}
         self.forget_shadows()
+        self.attached.forget()
         self._begin_accounts()
 
     def forget_shadows(self) -> None:
@@ -289,6 +294,8 @@ class Transaction(Reader):
             QuotaExceeded: A quota has no room for it.
         """
         seq = self.seq
+        if self.attached.any_read_only and not self._by_source:
+            self._require_writable(change)
         if self._accounts is not None:
             self._accounts.settle(seq, change.kind)
         # Times in the log never decrease, whatever the clock does: moments are found by bisection.
@@ -311,6 +318,29 @@ class Transaction(Reader):
         self.seq = Seq(seq + 1)
         self._dirty = False
         return seq
+
+    @contextmanager
+    def by_source(self) -> Iterator[None]:
+        """Let what is done inside be done in attachments that are read-only, and to them."""
+        self._by_source = True
+        try:
+            yield
+        finally:
+            self._by_source = False
+
+    def _require_writable(self, change: records.Change) -> None:
+        """Refuse to change anything in an attachment that is read-only.
+
+        By paths: what was removed or moved is in no directory any more, or in another one.
+        """
+        for root, read_only in self.attached.roots.items():
+            if read_only:
+                top = self.directory_path(root)
+                for path in (change.path, change.path2):
+                    if path is not None and (path == top or path.startswith(top + b"/")):
+                        raise errors.ReadOnly(
+                            f"/{top.decode(errors='backslashreplace')} is attached read-only"
+                        )
 
     def _actor_id(self) -> int:
         known = self._actors.get(self.actor)
@@ -404,7 +434,13 @@ class Transaction(Reader):
         )
 
     def remove_inode(self, ino: Ino) -> None:
-        """The inode is gone as of this operation."""
+        """The inode is gone as of this operation.
+
+        Raises:
+            InUse: Something is attached there.
+        """
+        if not self._by_source:
+            self.attached.require_free(ino)
         self._dirty = True
         self.touch(ino)
         self._run(sql.BURY_VERSION, (ino, self.seq))
@@ -584,6 +620,8 @@ class Transaction(Reader):
 
     def add_touched(self, ino: Ino, parent: Ino = NO_INO, name: bytes = b"") -> None:
         """This operation changed an inode, or a name of it."""
+        if self.attached.any_read_only and not self._by_source:
+            self.attached.require_writable(parent if parent != NO_INO else ino)
         self._run(sql.ADD_TOUCHED, (self.seq, ino, parent, name))
 
     def as_of(self, seq: Seq) -> AsOfReader:

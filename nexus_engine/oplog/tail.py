@@ -53,6 +53,7 @@ class Tail:
                 own.clear()
             return None
         self._database.shadows.forget()
+        self._database.attached.forget()
         stale = Stale(self._cursor, set(), set())
         rows = self._connection.all(
             f"SELECT seq, kind, ino, path, path2, {detail('replaced')}, {detail('exchanged')}"

@@ -26,7 +26,7 @@ from typing import Concatenate, NamedTuple, ParamSpec
 from nexus_engine import errors
 from nexus_engine.cas.pack import pack_key
 from nexus_engine.cas.store import Location
-from nexus_engine.meta import gc_queries, purge_queries
+from nexus_engine.meta import gc_queries, lazy_queries, purge_queries
 from nexus_engine.meta.connection import Connection
 from nexus_engine.meta.gc_queries import Outgoing, PackUse
 from nexus_engine.metadata_copy import KEEP, put_metadata
@@ -110,6 +110,7 @@ def collect(
 def _collect(store: Store, dead_share: float, progress: Progress | None) -> Collected:
     recover(store)
     connection = store.database.connection
+    _change(store, lazy_queries.drop_unnamed)
     worth = [pack.number for pack in _worth_it(store, dead_share)]
     purging = purge_queries.pending(connection)
     worth += gc_queries.packs_holding(connection, purging)

@@ -44,6 +44,7 @@ def purge_path(
 
     Raises:
         NotFound: There never was a file of this name in this directory.
+        InUse: One of them is in an attachment.
     """
     directory, _, name = path.rpartition(b"/")
     parent = store.reader.resolve(Path(directory))
@@ -120,6 +121,8 @@ def _overwrite_metadata(store: Store) -> None:
 def _forget(
     tx: Transaction, inos: list[Ino], only: Digest | None, path: Path, digests: list[Digest]
 ) -> None:
+    if any(tx.attached.around(ino) for ino in inos):
+        raise errors.InUse("it is in an attachment: remove it there, or the attachment, first")
     purge_queries.add_pending(tx.connection, digests)
     attributes = 0 if only is not None else purge_queries.drop_attributes(tx.connection, inos)
     if attributes:
@@ -132,4 +135,5 @@ def _forget(
             purge_queries.punch(tx.connection, ino, only)
         tx.add_touched(ino)
     details = {"files": len(inos), "chunks": len(digests), "attributes": attributes}
-    tx.commit(Change("purge", inos[0] if inos else ROOT_INO, path, details=details))
+    with tx.by_source():
+        tx.commit(Change("purge", inos[0] if inos else ROOT_INO, path, details=details))

@@ -12,7 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nexus_engine import __version__
-from nexusfuse.ctl import bucket_troubles, launch, mounts, preconditions, store_troubles, troubles
+from nexusfuse.ctl import (
+    attachment_troubles,
+    bucket_troubles,
+    launch,
+    mounts,
+    preconditions,
+    store_troubles,
+    troubles,
+)
 from nexusfuse.ctl.checking import mount_status
 from nexusfuse.ctl.mounts import Mount
 from nexusfuse.ctl.troubles import Finding
@@ -77,6 +85,7 @@ def of_store(store: Path, limit_s: float) -> Iterator[Finding]:
     yield from store_troubles.check_filesystem(store, mounts.mount_of(os.fsencode(store)))
     yield from store_troubles.check_space(store, os.statvfs(store))
     yield from bucket_troubles.check_bucket(store, limit_s)
+    yield from attachment_troubles.check_attachments(store)
     yield from store_troubles.check_owners(store / "peers")
     yield from store_troubles.check_wal(store)
     yield from store_troubles.check_log(store / launch.LOG_NAME, now_s=time.time())

@@ -45,6 +45,7 @@ EXIT_CODE: dict[type[errors.EngineError], int] = {
     errors.InvalidArgument: USAGE,
     errors.TooManyLinks: FAILED,
     errors.StaleInode: FAILED,
+    errors.InUse: FAILED,
     errors.PermissionDenied: FORBIDDEN,
     errors.OperationNotPermitted: FORBIDDEN,
     errors.ReadOnly: FORBIDDEN,

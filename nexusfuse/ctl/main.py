@@ -11,6 +11,7 @@ import click
 
 from nexus_engine import __version__, errors
 from nexusfuse.ctl import (
+    attaching,
     backing_up,
     checking,
     doctor,
@@ -116,7 +117,7 @@ def cli() -> None:
 
 _MODULES = (
     mounting, restarting, history, undoing, keeping, checking, doctor, retaining, limiting,
-    backing_up, initialising, moving, workspaces, trying,
+    backing_up, initialising, moving, workspaces, trying, attaching,
 )  # fmt: skip
 for _module in _MODULES:
     for _command in _module.COMMANDS:

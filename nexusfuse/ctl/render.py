@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from nexus_engine.commands import Reply, Request
-from nexusfuse.ctl import workspace_replies
+from nexusfuse.ctl import attachment_replies, workspace_replies
 from nexusfuse.ctl.blocks import Block, Line, Table, moment, shown_path
 
 LISTS = {
@@ -25,6 +25,7 @@ LISTS = {
     "quota-list": "quotas",
     "workspace-list": "workspaces",
     "workspace-diff": "changes",
+    "mounts-list": "mounts",
 }
 """Verbs whose reply is a list: JSON Lines rather than one object."""
 
@@ -429,4 +430,5 @@ _BLOCKS: dict[str, Callable[[Reply], Iterator[Block]]] = {
     "gc": _gc,
     "purge": _purge,
     **workspace_replies.BLOCKS,
+    **attachment_replies.BLOCKS,
 }

@@ -14,8 +14,12 @@ from tests.crash.campaign.kills import Campaign
 SLOW_ROUNDS = 60
 """Of each kind and run of the long tests; another seed, other rounds."""
 FEW = ("small", "held")
-COMMANDS = ("making", "undo", "snapshot", "workspace", "backup", "gc", "moving")
-"""Failpoints of these are not for a mount that is written to: test_kill_commands.py."""
+COMMANDS = (
+    "making", "undo", "snapshot", "workspace", "backup", "gc", "moving",
+    "pushing", "importing", "fetching",
+)  # fmt: skip
+"""Failpoints of these are not for a mount that is written to: test_kill_commands.py, and
+test_kill_attached.py."""
 NAMED = [name for name in FAILPOINTS if name.split("-")[0] not in COMMANDS]
 AMID_WRITERS = [name for name in NAMED if not FAILPOINTS[name].at_start]
 WHILE_MOUNTING = [name for name in NAMED if FAILPOINTS[name].at_start]

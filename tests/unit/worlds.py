@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -149,6 +149,14 @@ class World:
         changes = connection.changes()
         connection.close()
         return changes
+
+    async def restart(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Close the store, and open it again."""
+        await self.close()
+        meanwhile()
+        self.engine = Engine.start(self.path, clock=self.clock)
+        self.store = self.engine.store
+        self.database = self.store.database
 
     async def close(self) -> None:
         await self.engine.close()

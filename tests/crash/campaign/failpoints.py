@@ -14,14 +14,23 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from nexus_engine import engine, owners, recovery, store
+from nexus_engine import engine, owners, recovery, sources, store
+from nexus_engine.attached import importing, pushing, refreshing
 from nexus_engine.backends import directory, local
 from nexus_engine.backup import layout, making
 from nexus_engine.cas import own_packs, writer
 from nexus_engine.fs import content
 from nexus_engine.history.undo import apply
 from nexus_engine.history.workspaces import applying
-from nexus_engine.meta import connection, database, gc_queries, journal, shadows, transaction
+from nexus_engine.meta import (
+    attachment_queries,
+    connection,
+    database,
+    gc_queries,
+    journal,
+    shadows,
+    transaction,
+)
 from nexus_engine.moving import ends, move
 from nexusfuse import daemon, liveness
 
@@ -158,6 +167,11 @@ def _has_intent(_: object, handle: Any) -> bool:
     return handle.file.session is not None and handle.file.session.flushes > 0
 
 
+def _is_in_second_batch(_: object, item: Any) -> bool:
+    """Of hundreds of names, about half come after this one."""
+    return bool(item.path > b"new5")
+
+
 def _is_foreign(lock: owners.OwnerLock) -> bool:
     return not lock.owner.startswith(f"{os.getpid()}-")
 
@@ -233,6 +247,28 @@ FAILPOINTS = {
         after(shadows.Shadows, "_write"), "when entries became rows, before the commit"
     ),
     "workspace-applies": Failpoint(after(applying._Application, "_remove_name"), "during an apply"),
+    "pushing-copied": Failpoint(
+        after(pushing.Pushing, "_copy"), "pushing: copied there, not noted", True
+    ),
+    "pushing-sent": Failpoint(after(pushing.Pushing, "_send"), "pushing: sent, not noted", True),
+    "pushing-noted": Failpoint(after(pushing.Pushing, "_put"), "pushing: between two files", True),
+    "pushing-deleted": Failpoint(
+        before(attachment_queries, "drop_object"), "pushing: deleted there, not noted", True
+    ),
+    "pushing-ends": Failpoint(
+        before(attachment_queries, "note_pushed"), "pushing: all is there", True
+    ),
+    "importing-writes": Failpoint(after(importing._Import, "_overwrite"), "during an import", True),
+    "importing-batch": Failpoint(
+        before(refreshing.Refreshing, "_complete", _is_in_second_batch),
+        "between two batches of an import",
+        True,
+    ),
+    "importing-ends": Failpoint(
+        before(attachment_queries, "note_listed"), "after an import, before it is noted", True
+    ),
+    "fetching-stored": Failpoint(before(sources.Sources, "_keep"), "fetching: no row yet"),
+    "fetching-noted": Failpoint(after(sources.Sources, "_fetch"), "fetching: before the reply"),
     "backup-copies-database": Failpoint(
         after(connection.Connection, "copy_to"), "during a backup: database copied", True
     ),
