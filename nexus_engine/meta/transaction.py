@@ -116,6 +116,7 @@ class Transaction(Reader):
             self._known.open()
 
     def _open(self) -> None:
+        self._known.close()
         self._change("BEGIN IMMEDIATE")
         version = self._connection.data_version()
         if version != self._data_version:
