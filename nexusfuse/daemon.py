@@ -146,7 +146,7 @@ async def _serve(
         # and do not write into the directory beneath.
         unmounts = not (options.hold or watchers.terms is not None)
         try:
-            async with trio.open_nursery() as nursery, PeerSocket(engine.store) as peers:
+            async with PeerSocket(engine.store) as peers, trio.open_nursery() as nursery:
                 operations.tree = VirtualTree(
                     engine,
                     nursery,
