@@ -167,11 +167,13 @@ class Fetcher:
             content = self._get(key, flight.first * BLOCK_BYTES, flight.count * BLOCK_BYTES)
             flight.content = memoryview(content)
             end = flight.first + -(-len(content) // BLOCK_BYTES)
-            for index in range(flight.first, end):
-                self._keep(key, index, bytes(flight.blocks(index, index)))
             if end < flight.first + flight.count:
                 self._note_end(key, end)
+            # Who waits need not wait for the disk that copies are kept on.
             flight.error = None
+            flight.done.set()
+            for index in range(flight.first, end):
+                self._keep(key, index, bytes(flight.blocks(index, index)))
         finally:
             with self._lock:
                 for index in range(flight.first, flight.first + flight.count):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import random
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ Fault = Literal[
     "shorten the body",  # by half, and so does Content-Length
     "damage the body",  # a byte of it is another
     "damage the request",  # a byte of its body is
+    "cut the request",  # the connection ends in the middle of its body
     "trickle",  # a byte of the body now and then
 ]
 _SLOW_DOWN = (
@@ -53,6 +55,7 @@ class Proxy:
         self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
         """What the server last said of each upload session of Google Cloud Storage."""
         self._rules: list[Rule] = []
+        self._by_chance: tuple[Sequence[Fault], float, random.Random] | None = None
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -72,10 +75,16 @@ class Proxy:
         with self._lock:
             self._rules.append(Rule(fault, pattern, skip, times, named))
 
+    def fail_at_random(self, faults: Sequence[Fault], share: float, rng: random.Random) -> None:
+        """Do one of these to each request, by chance, until `mend`."""
+        with self._lock:
+            self._by_chance = (faults, share, rng)
+
     def mend(self) -> None:
         """Let everything through from now on."""
         with self._lock:
             self._rules.clear()
+            self._by_chance = None
 
     def count(self, pattern: str = "") -> int:
         """Return how many requests came that match."""
@@ -92,6 +101,10 @@ class Proxy:
                     rule.times -= 1
                     return rule
                 rule.skip -= 1
+            if self._by_chance is not None:
+                faults, share, rng = self._by_chance
+                if rng.random() < share:
+                    return Rule(rng.choice(faults), "", 0, 1)
         return None
 
     @contextmanager
@@ -121,7 +134,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.proxy.ended.wait()
             self.close_connection = True
             return
-        request = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        if fault == "cut the request":
+            self.rfile.read(length // 2)
+            self.close_connection = True
+            return
+        request = self.rfile.read(length)
         if fault == "damage the request":
             request = _damaged(request, len(request) // 2)
         if rule and fault == "slow down":

@@ -16,7 +16,7 @@ import apsw
 
 from nexus_engine import engine, owners, recovery, sources, store
 from nexus_engine.attached import importing, pushing, refreshing
-from nexus_engine.backends import directory, local
+from nexus_engine.backends import block_cache, cache_files, directory, local, remote
 from nexus_engine.backup import layout, making
 from nexus_engine.cas import own_packs, writer
 from nexus_engine.fs import content
@@ -31,6 +31,7 @@ from nexus_engine.meta import (
     shadows,
     transaction,
 )
+from nexus_engine.metadata_copy import LATEST_KEY
 from nexus_engine.moving import ends, move
 from nexusfuse import daemon, liveness
 
@@ -208,6 +209,24 @@ FAILPOINTS = {
     "sync-between": Failpoint(before(Database, "sync"), "between the syncs of pack and log"),
     "checkpoint-torn": Failpoint(_torn_file("meta.db"), "during a checkpoint: half a page"),
     "checkpointed": Failpoint(after(connection.Connection, "checkpoint"), "after a checkpoint"),
+    # where packs live in a bucket
+    "sending-begins": Failpoint(before(remote, "put_pack"), "during an upload: before the PUT"),
+    "sending-sent": Failpoint(after(remote, "put_pack"), "during an upload: the bucket has it"),
+    "sending-adopts": Failpoint(
+        before(cache_files.CacheFiles, "_move"), "during an upload: sums in the cache"
+    ),
+    "sending-adopted": Failpoint(
+        after(block_cache.BlockCache, "adopt"), "during an upload: the file is gone"
+    ),
+    "sending-secured": Failpoint(after(Store, "secure"), "after an upload, before fsync returns"),
+    "sending-copied": Failpoint(
+        after(directory.DirectoryBucket, "put", lambda _, key, *__: key.endswith(".zst")),
+        "while metadata is copied to a bucket: it does not count yet",
+    ),
+    "sending-counts": Failpoint(
+        after(directory.DirectoryBucket, "put", lambda _, key, *__: key == LATEST_KEY),
+        "while metadata is copied to a bucket: older copies are there",
+    ),
     # while the store is taken over
     "recovering-journal": Failpoint(
         after(Database, "redo"), "while recovering: journals applied", True
