@@ -105,13 +105,14 @@ def open_objects(
     *,
     press: Callable[[bool], None] = lambda _: None,
     staying: Callable[[], AbstractContextManager[None]] = nullcontext,
+    find_next: Callable[[str], str | None] = lambda _: None,
 ) -> ObjectStore:
     """Return where a store's packs are. Asks nobody yet.
 
     Args:
         path: The store's directory.
         press: Told whether more is waiting for the bucket than should.
-        staying: As for `RemoteObjectStore`.
+        staying, find_next: As for `RemoteObjectStore`.
     """
     if place.url is None:
         return LocalObjectStore(path)
@@ -125,6 +126,7 @@ def open_objects(
         ),
         press=press,
         staying=staying,
+        find_next=find_next,
     )
 
 

@@ -25,6 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 from nexus_engine import errors
 from nexus_engine.backends.base import ObjectStore, View
 from nexus_engine.backends.movable import MovableObjectStore
+from nexus_engine.cas.pack import pack_key, pack_name
 from nexus_engine.cas.store import ChunkStore, Location
 from nexus_engine.clock import Clock, SystemClock, uuid7
 from nexus_engine.config import CONFIG_NAME, StoreConfig, load_config
@@ -413,7 +414,13 @@ class Store:
                 self.config,
                 press=self.disk.press,
                 staying=partial(staying, self.path, place, self._find_place),
+                find_next=self._find_next,
             )
+
+    def _find_next(self, key: str) -> str | None:
+        with self._lent_reader() as reader:
+            following = reader.find_next_pack(pack_name(key))
+        return None if following is None else pack_key(following)
 
     def _find_chunk(self, digest: Digest) -> Location | None:
         row = self._look(Reader.find_chunk, digest)

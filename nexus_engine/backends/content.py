@@ -46,6 +46,18 @@ class OfBytes:
         return self._content[offset : offset + length]
 
 
+class Slice:
+    """A range of another content."""
+
+    def __init__(self, content: Content, offset: int, size: int) -> None:
+        self._content = content
+        self._offset = offset
+        self.size = size
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._content.read(self._offset + offset, length)
+
+
 class _OfFile:
     def __init__(self, path: Path) -> None:
         self._path = path

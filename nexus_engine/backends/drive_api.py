@@ -11,7 +11,7 @@ from typing import Any
 import requests
 from google.api_core.exceptions import from_http_response
 
-from nexus_engine.backends.content import Content
+from nexus_engine.backends.content import Content, Slice
 from nexus_engine.backends.google_errors import FAILURES, explain, status_of
 from nexus_engine.backends.google_upload import Upload
 from nexus_engine.backends.receiving import receive_answer
@@ -27,7 +27,7 @@ _ANY = "application/octet-stream"
 _PAGE = 1000
 _IDS = 100
 _READ_MAX = 1 << 30
-_PIECE_BYTES = 16 << 20
+_PIECE_BYTES = 96 << 20
 
 
 class DriveApi:
@@ -215,7 +215,7 @@ class DriveApi:
         try:
             while upload.made is None:
                 length = min(_PIECE_BYTES, content.size - upload.stored)
-                piece = content.read(upload.stored, length)
+                piece = Slice(content, upload.stored, length)
                 self._try("store a file", partial(upload.send, piece), size=length)
         finally:
             if upload.made is None:

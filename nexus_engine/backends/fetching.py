@@ -11,11 +11,11 @@ from nexus_engine import errors
 from nexus_engine.backends.cache_files import BLOCK_BYTES
 
 AHEAD_MAX = 32
-_AHEAD_THREADS = 2
+_AHEAD_THREADS = 3
 _READERS = 64
 """Objects of which it is known how they are read."""
-_NEAR_END = 4
-"""Blocks before the end of an object: who was read so far is about to read another."""
+_LONG_RUN = 3
+"""Who read so many blocks in a row, and comes to the end of an object, goes on in the next one."""
 
 
 class _Flight:
@@ -36,13 +36,15 @@ class _Flight:
 class _Reader:
     """How an object is read: in which block last, and how far blocks were fetched ahead."""
 
-    def __init__(self, index: int, run: int) -> None:
+    def __init__(self, index: int) -> None:
         self.index = index
-        self.run = run
+        self.run = 0
         """Blocks read one after the other."""
         self.ahead = index + 1
         self.end: int | None = None
         """The block that the object does not have, once that is known."""
+        self.goes_on = False
+        """The next object was begun."""
 
 
 class Fetcher:
@@ -53,6 +55,7 @@ class Fetcher:
             than a deadline of its own.
         has: Whether a block (key, index) need not be fetched.
         keep: Told each block that was.
+        find_next: Returns the object that is probably read after another.
         ahead_max: How many blocks to fetch before anybody asks for them, at most.
     """
 
@@ -62,8 +65,10 @@ class Fetcher:
         *,
         has: Callable[[str, int], bool],
         keep: Callable[[str, int, bytes], None],
+        find_next: Callable[[str], str | None] = lambda _: None,
         ahead_max: int = AHEAD_MAX,
     ) -> None:
+        self._find_next = find_next
         self._ahead_max = ahead_max
         self._get = get
         self._has = has
@@ -78,19 +83,19 @@ class Fetcher:
         with self._lock:
             reader = self._readers.get(key)
             if reader is None:
-                reader = self._readers[key] = _Reader(index, 0 if index else self._pace())
-                if len(self._readers) > _READERS:
-                    self._readers.popitem(last=False)
-            elif index == reader.index:
+                self._add_reader(key, _Reader(index))
                 return
-            else:
-                self._readers.move_to_end(key)
-                reader.run = reader.run + 1 if index == reader.index + 1 else 0
-                reader.index = index
+            if index == reader.index:
+                return
+            self._readers.move_to_end(key)
+            reader.run = reader.run + 1 if index == reader.index + 1 else 0
+            reader.index = index
             window = min(2**reader.run, self._ahead_max) if reader.run else 0
             first = max(reader.ahead, index + 1) if reader.run else index + 1
             last = index + window
             if reader.end is not None:
+                if last >= reader.end and reader.run >= _LONG_RUN:
+                    self._go_on(key, reader, window // 2)
                 last = min(last, reader.end - 1)
             # In pieces worth a request.
             if last - first + 1 < max(1, window // 2) or self._threads >= _AHEAD_THREADS:
@@ -99,24 +104,46 @@ class Fetcher:
             if flight is None:
                 return
             reader.ahead = flight.first + flight.count
-            self._threads += 1
-        threading.Thread(
-            target=self._fly_ahead, args=(key, flight), name="read-ahead", daemon=True
-        ).start()
+            self._start(self._fly_ahead, key, flight)
 
-    def _pace(self) -> int:
-        """Return how long somebody read on until where an object ends: into the next one, it seems.
+    def _add_reader(self, key: str, reader: _Reader) -> None:
+        self._readers[key] = reader
+        if len(self._readers) > _READERS:
+            self._readers.popitem(last=False)
 
-        A large file goes from pack to pack. The lock is held.
+    def _go_on(self, key: str, reader: _Reader, count: int) -> None:
+        """Fetch the beginning of the object that comes after one; the lock is held.
+
+        A large file goes from pack to pack: at the end of each, its reader would wait.
         """
-        return max(
-            (
-                reader.run
-                for reader in self._readers.values()
-                if reader.end is not None and reader.end - reader.index <= _NEAR_END
-            ),
-            default=0,
-        )
+        if not reader.goes_on and count and self._threads < _AHEAD_THREADS:
+            reader.goes_on = True
+            self._start(self._fly_on, key, reader.run, count)
+
+    def _start(self, work: Callable[..., None], *arguments: object) -> None:
+        self._threads += 1
+        threading.Thread(target=work, args=arguments, name="read-ahead", daemon=True).start()
+
+    def _fly_on(self, key: str, run: int, count: int) -> None:
+        try:
+            with suppress(errors.EngineError):
+                following = self._find_next(key)
+                flight = None if following is None else self._begin(following, run, count)
+                if following is not None and flight is not None:
+                    self._fly(following, flight)
+        finally:
+            with self._lock:
+                self._threads -= 1
+
+    def _begin(self, key: str, run: int, count: int) -> _Flight | None:
+        """Take an object for one that is about to be read from its beginning."""
+        with self._lock:
+            flight = None if key in self._readers else self._claim(key, 0, count - 1)
+            if flight is not None:
+                reader = _Reader(-1)
+                reader.run, reader.ahead = run, flight.count
+                self._add_reader(key, reader)
+            return flight
 
     def blocks(self, key: str, index: int, last: int) -> memoryview:
         """Return a block, and of those after it what comes with it; empty if the object ends there.

@@ -23,7 +23,7 @@ from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
 
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
-from nexus_engine.backends.content import Content, opened
+from nexus_engine.backends.content import Content, Slice, opened
 from nexus_engine.backends.google_errors import FAILURES, explain, status_of
 from nexus_engine.backends.google_upload import Upload
 from nexus_engine.backends.keys import check_key, key_of, order_of, select
@@ -43,8 +43,9 @@ from nexus_engine.times import ns_of
 
 WHOLE_BYTES = 8 << 20
 """What is larger is sent piece by piece, in a session that goes on where it was cut."""
-PIECE_BYTES = 16 << 20
-"""A multiple of 256 KiB. One is in memory at a time."""
+PIECE_BYTES = 96 << 20
+"""A multiple of 256 KiB. A pack is one."""
+_CHECKED_BYTES = 1 << 20
 _KEY_BYTES_MAX = 1024
 _READ_MAX = 1 << 30
 """Who asks for more means all of it; the deadline is not for what is asked."""
@@ -264,8 +265,9 @@ class GcsBucket:
         upload = Upload(self._http, url, source.size)
         try:
             while upload.made is None:
-                piece = source.read(upload.stored, min(PIECE_BYTES, source.size - upload.stored))
-                self._try(f"store {key}", partial(upload.send, piece), size=len(piece))
+                size = min(PIECE_BYTES, source.size - upload.stored)
+                piece = Slice(source, upload.stored, size)
+                self._try(f"store {key}", partial(upload.send, piece), size=size)
         finally:
             if upload.made is None:
                 with suppress(BackendError):
@@ -342,8 +344,8 @@ class GcsBucket:
 def _crc32c(source: Content) -> str:
     """Source: X-Goog-Hash (Cloud Storage documentation)."""
     checksum = google_crc32c.Checksum()
-    for offset in range(0, source.size, PIECE_BYTES):
-        checksum.update(source.read(offset, min(PIECE_BYTES, source.size - offset)))
+    for offset in range(0, source.size, _CHECKED_BYTES):
+        checksum.update(source.read(offset, min(_CHECKED_BYTES, source.size - offset)))
     return base64.b64encode(checksum.digest()).decode()
 
 

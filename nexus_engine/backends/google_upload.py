@@ -8,7 +8,7 @@ from typing import Any
 import requests
 from google.api_core.exceptions import from_http_response
 
-from nexus_engine.backends.content import OfBytes
+from nexus_engine.backends.content import Content, OfBytes
 from nexus_engine.backends.retrying import Again, Attempt, Sending
 from nexus_engine.errors import ObjectStoreFailed
 
@@ -33,26 +33,26 @@ class Upload:
         self.made: dict[str, Any] | None = None
         """It has them all, and has made this object: its description in the JSON API."""
 
-    def send(self, piece: bytes, this: Attempt) -> None:
+    def send(self, piece: Content, this: Attempt) -> None:
         """Send what comes after `stored`; where that has moved afterwards, not all of it came."""
         begins = self.stored
         if this.number:
-            self._note(self._put(b"", f"bytes */{self._size}", this))
+            self._note(self._put(OfBytes(b""), f"bytes */{self._size}", this))
             if self.made or self.stored != begins:
                 return
-        end = begins + len(piece)
+        end = begins + piece.size
         self._note(self._put(piece, f"bytes {begins}-{end - 1}/{self._size}", this))
         if self.made is None and self.stored <= begins:
-            raise Again(ObjectStoreFailed(f"the server kept none of {len(piece)} bytes"))
+            raise Again(ObjectStoreFailed(f"the server kept none of {piece.size} bytes"))
 
     def abort(self, this: Attempt) -> None:
         """Have the server forget what it got."""
         self._transport.delete(self._url, timeout=(this.send_s(0), this.wait_s())).close()
 
-    def _put(self, piece: bytes, content_range: str, this: Attempt) -> requests.Response:
+    def _put(self, piece: Content, content_range: str, this: Attempt) -> requests.Response:
         return self._transport.put(
             self._url,
-            data=Sending(OfBytes(piece), this) if piece else b"",
+            data=Sending(piece, this) if piece.size else b"",
             headers={"Content-Range": content_range},
             timeout=(this.send_s(0), this.wait_s()),
             allow_redirects=False,

@@ -62,6 +62,7 @@ class RemoteObjectStore:
         home: The bucket, once it is known to be this store's.
         press: Told whether more is waiting to be sent than should.
         staying: A context in which packs are not moved elsewhere; raises StoreBusy if they are.
+        find_next: Returns the object that is probably read after another.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class RemoteObjectStore:
         *,
         press: Callable[[bool], None] = lambda _: None,
         staying: Callable[[], AbstractContextManager[None]] = nullcontext,
+        find_next: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self._root = root
         self.home = self._home = home
@@ -91,6 +93,7 @@ class RemoteObjectStore:
             lambda key, offset, length: home.ask(lambda b: b.read(key, offset, length)),
             has=lambda key, index: self._cache.has(_name(key), index),
             keep=lambda key, index, content: self._cache.put(_name(key), index, content),
+            find_next=find_next,
             ahead_max=min(AHEAD_MAX, limits.cache_bytes // BLOCK_BYTES // 4),
         )
         self._away: set[str] = set()

@@ -104,6 +104,11 @@ def pack_key(pack: str) -> str:
     return f"packs/{pack}.pack"
 
 
+def pack_name(key: str) -> str:
+    """Return the pack that an object key is of."""
+    return key.removeprefix("packs/").removesuffix(".pack")
+
+
 def encode_pack_header(pack: str) -> bytes:
     return _PACK_HEADER.pack(_PACK_MAGIC, bytes.fromhex(pack), FORMAT_VERSION, 0)
 

@@ -336,6 +336,15 @@ class Reader:
         row = self._connection.one("SELECT owner FROM pack WHERE name = ?", (pack,))
         return row == (None,)
 
+    def find_next_pack(self, pack: str) -> str | None:
+        """Return the pack that was begun after another, and that nobody appends to any more."""
+        row = self._connection.one(
+            "SELECT name FROM pack WHERE id > (SELECT id FROM pack WHERE name = ?)"
+            " AND owner IS NULL ORDER BY id LIMIT 1",
+            (pack,),
+        )
+        return None if row is None else str(row[0])
+
     def store_value(self, key: str) -> Any:
         row = self._one("SELECT value FROM store WHERE key = ?", (key,))
         return None if row is None else row[0]

@@ -85,6 +85,7 @@ class World:
         backlog_mib: int = 64,
         limit_s: float = 20,
         store_id: str = "me",
+        following: dict[str, str] | None = None,
     ) -> RemoteObjectStore:
         def press(pressed: bool) -> None:
             self.pressed = pressed
@@ -97,6 +98,7 @@ class World:
             Home(self.bucket.url, connect, Mark(1, store_id, "here")),
             Limits(cache_mib * MIB, backlog_mib * MIB, limit_s),
             press=press,
+            find_next=(following or {}).get,
         )
         self.opened.append(objects)
         return objects
@@ -265,6 +267,24 @@ def test_reading_on_fetches_ahead_in_few_requests(world: World) -> None:
     got = b"".join(bytes(objects.read(KEY, at, MIB // 8)) for at in range(0, 32 * MIB, MIB // 8))
     assert got == content
     assert len(world.bucket.asked) <= 12
+
+
+def test_who_reads_on_to_the_end_of_an_object_finds_the_next_one_begun(world: World) -> None:
+    """As a large file does, whose packs follow each other."""
+    objects = world.open(following={KEY: "packs/4567.pack"})
+    content = os.urandom(20 * MIB)
+    world.bucket.put(KEY, os.urandom(20 * MIB))
+    world.bucket.put("packs/4567.pack", content)
+    world.bucket.asked.clear()
+    for at in range(0, 20 * MIB, MIB):
+        objects.read(KEY, at, MIB)
+    begun = lambda: [what for what in world.bucket.asked if what.startswith("read 0+")]  # noqa: E731
+    wait_until(lambda: len(begun()) == 2, "fetching ahead")
+    got = b"".join(
+        bytes(objects.read("packs/4567.pack", at, MIB)) for at in range(0, 20 * MIB, MIB)
+    )
+    assert got == content
+    assert len(begun()) == 2
 
 
 def test_a_read_far_from_the_last_one_fetches_one_block(world: World) -> None:
