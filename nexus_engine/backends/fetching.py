@@ -10,7 +10,9 @@ from contextlib import suppress
 from nexus_engine import errors
 from nexus_engine.backends.cache_files import BLOCK_BYTES
 
-AHEAD_MAX = 32
+AHEAD_MAX = 64
+_FLIGHT_MAX = 16
+"""Blocks of one request: several of them are under way at one time."""
 _AHEAD_THREADS = 3
 _READERS = 64
 """Objects of which it is known how they are read."""
@@ -95,12 +97,12 @@ class Fetcher:
             last = index + window
             if reader.end is not None:
                 if last >= reader.end and reader.run >= _LONG_RUN:
-                    self._go_on(key, reader, window // 2)
+                    self._go_on(key, reader, min(window // 2, _FLIGHT_MAX))
                 last = min(last, reader.end - 1)
             # In pieces worth a request.
-            if last - first + 1 < max(1, window // 2) or self._threads >= _AHEAD_THREADS:
+            if last - first + 1 < max(1, window // 4) or self._threads >= _AHEAD_THREADS:
                 return
-            flight = self._claim(key, first, last)
+            flight = self._claim(key, first, min(last, first + _FLIGHT_MAX - 1))
             if flight is None:
                 return
             reader.ahead = flight.first + flight.count
@@ -116,7 +118,8 @@ class Fetcher:
 
         A large file goes from pack to pack: at the end of each, its reader would wait.
         """
-        if not reader.goes_on and count and self._threads < _AHEAD_THREADS:
+        # One more than else: there will be no other occasion.
+        if not reader.goes_on and count and self._threads <= _AHEAD_THREADS:
             reader.goes_on = True
             self._start(self._fly_on, key, reader.run, count)
 
