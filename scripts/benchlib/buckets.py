@@ -31,6 +31,7 @@ from benchlib.systems import Unavailable, default_nexus_ctl, is_mounted, remove_
 from benchlib.worker import DROP_CACHES
 
 DIRECTORIES = 10
+_IDLE_LOOKS = 6
 FILE_BYTES = 4096
 PIECE_BYTES = 1 << 20
 ROUNDS = 3
@@ -239,8 +240,10 @@ class Rclone(Client):
         ]  # fmt: skip
 
     def unmount(self) -> None:
-        # It would end without sending what waits.
-        while is_mounted(self.root) and self._is_sending():
+        # It would end without sending what waits; and what was closed just now waits in a moment.
+        idle = 0
+        while is_mounted(self.root) and idle < _IDLE_LOOKS:
+            idle = 0 if self._is_sending() else idle + 1
             time.sleep(0.05)
         super().unmount()
 
@@ -441,8 +444,13 @@ def main(argv: Sequence[str]) -> int:
             # In turns: A B C, then B C A.
             for client in clients[number % len(clients) :] + clients[: number % len(clients)]:
                 warn(f"round {number + 1}/{rounds}: {client.key}")
-                measured = measure(client, f"round-{number}", sizes)
-                figures.setdefault(client.key, []).append(measured)
+                try:
+                    measured = measure(client, f"round-{number}", sizes)
+                except (OSError, WrongContent) as error:
+                    print(f"FAILED  {client.key}: {error}")
+                    client.kill()
+                else:
+                    figures.setdefault(client.key, []).append(measured)
     for client in clients:
         print(f"{client.key}: {client.about}")
     print(f"\n{_table(figures, sizes)}")

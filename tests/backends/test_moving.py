@@ -155,7 +155,7 @@ def test_packs_move_from_place_to_place_while_programs_write(
     mount: Mount, urls: list[str], tmp_path: Path, seed: int
 ) -> None:
     """local, S3, GCS, local; killed in the middle of each leg, and gone on with."""
-    move_around(mount, urls, tmp_path, seed, packs=4)
+    move_around(mount, urls, tmp_path, seed, packs=2)
     assert migrate(mount, "--delete-old")["kept_in"] == []
     for url in urls:
         with closing(open_bucket(url)) as bucket:
