@@ -99,7 +99,8 @@ class _Import:
     def _take_object(self, item: Found) -> None:
         known = item.known
         directory, name, here = self._find(item.path)
-        if here is None and known is not None and (moved := self._find_unchanged(known)):
+        is_free = here is None or not here.is_file
+        if is_free and known is not None and (moved := self._find_unchanged(known)):
             # It has another name here, which the source does not know of yet: it still is the file.
             self._overwrite(item, moved)
         elif here is None:
