@@ -155,6 +155,13 @@ class Sources:
         for chunk in self._look(missing):
             self.fetch(chunk.digest)
 
+    def let_go(self, attachment: int) -> None:
+        """Close the bucket of an attachment: what fails in it now is not tried again."""
+        with self._opening:
+            bucket = self._buckets.pop(attachment, None)
+        if bucket is not None:
+            bucket.close()
+
     def close(self) -> None:
         for bucket in self._buckets.values():
             bucket.close()

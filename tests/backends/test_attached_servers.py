@@ -210,6 +210,13 @@ def test_documents_of_a_drive_are_files_and_its_changes_are_asked_for(
         refresh(mount)
         asked = fake_drive.requests[before:]
         assert [each for each in asked if "/changes" in each] == asked
+        mount.ctl("snapshot", "create", "before")
+        with closing(open_bucket(url)) as bucket:
+            bucket.put("notes.txt", b"written by others, and nobody here had read what was there\n")
+        assert refresh(mount)["changed"] == 1
+        # A Drive keeps revisions: what no other source would have any more.
+        past = mount.path / ".nexus/history/before/data/notes.txt"
+        assert past.read_bytes() == b"notes\n"
         document.revisions.append(b"new text")
         fake_drive.touch(document)
         assert refresh(mount)["changed"] == 1
