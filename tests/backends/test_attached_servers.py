@@ -123,6 +123,7 @@ def test_reading_on_takes_few_requests_and_the_middle_one(
     assert proxy.count("^GET .*/other") - before == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_keeps_silent_ends_calls_and_loses_nothing(
     mount: Mount, url: str, proxy: Proxy
 ) -> None:
