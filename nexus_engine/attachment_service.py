@@ -131,9 +131,18 @@ class AttachmentService:
             return
         stop = threading.Event()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_set_when_cancelled, stop)
+            tasks.start_soon(self._stop_when_cancelled, stop, attachment.number)
             await self._try(attachment, state, stop, push=push, refresh=refresh)
+            stop.set()
             tasks.cancel_scope.cancel()
+
+    async def _stop_when_cancelled(self, stop: threading.Event, number: int) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            if not stop.is_set():
+                stop.set()
+                self._store.sources.let_go(number)  # or an unmount would wait for a silent server
 
     async def _try(
         self,
@@ -237,10 +246,3 @@ async def _stop_after(seconds: float, stop: threading.Event, store: Store) -> No
     await anyio.sleep(seconds)
     stop.set()
     store.sources.close()  # ends pauses: what fails now is not tried again
-
-
-async def _set_when_cancelled(event: threading.Event) -> None:
-    try:
-        await anyio.sleep_forever()
-    finally:
-        event.set()

@@ -98,8 +98,7 @@ class Sources:
         self._silent: dict[int, float] = {}
         """Attachments whose source did not answer, and until when nobody asks it again."""
         self._readers: dict[int, tuple[int, int]] = {}
-        """Of versions that are being read: where the next read would go on, and how much the last
-        one got."""
+        """Of versions that are being read: where the last request began, and how much it got."""
         self._limiter: anyio.CapacityLimiter | None = None
 
     def bucket(self, attachment: int) -> Bucket:
@@ -156,6 +155,13 @@ class Sources:
         for chunk in self._look(missing):
             self.fetch(chunk.digest)
 
+    def let_go(self, attachment: int) -> None:
+        """Close the bucket of an attachment: what fails in it now is not tried again."""
+        with self._opening:
+            bucket = self._buckets.pop(attachment, None)
+        if bucket is not None:
+            bucket.close()
+
     def close(self) -> None:
         for bucket in self._buckets.values():
             bucket.close()
@@ -190,11 +196,13 @@ class Sources:
 
     def _window(self, chunk: LazyChunk) -> int:
         """Return how many bytes to get, more than a chunk for those who read on."""
-        expected, window = self._readers.pop(chunk.version, (-1, 0))
-        window = min(2 * window, _WINDOW_MAX) if chunk.offset == expected else chunk.length
+        begin, window = self._readers.pop(chunk.version, (chunk.offset, 0))
+        # Requests of one reader come in about their order, not exactly.
+        reads_on = 0 <= chunk.offset - begin <= 2 * window
+        window = min(2 * window, _WINDOW_MAX) if reads_on and window else chunk.length
         if len(self._readers) >= _READERS:
             self._readers.clear()
-        self._readers[chunk.version] = (chunk.offset + window, window)
+        self._readers[chunk.version] = (chunk.offset, window)
         return window
 
     def _fetch(self, chunks: list[LazyChunk]) -> None:

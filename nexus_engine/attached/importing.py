@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from nexus_engine import errors
 from nexus_engine.attached.changes import Found, Gone, Imported, Item, Moved
-from nexus_engine.attached.naming import beside, free
+from nexus_engine.attached.naming import OBJECT, beside, free
 from nexus_engine.fs.files import Locate, content_details, enter_chunks
 from nexus_engine.fs.namespace import add_inode, drop_link
 from nexus_engine.meta import attachment_queries, lazy_queries
@@ -78,7 +78,6 @@ class _Import:
         self._locate = locate
         self._keep = keep
         self._together = together
-        self._top = tx.directory_path(attachment.ino)
         self._root = tx.get_inode(attachment.ino)
         self._directories: dict[Path, Inode] = {Path(b""): self._root}
 
@@ -99,14 +98,15 @@ class _Import:
     def _take_object(self, item: Found) -> None:
         known = item.known
         directory, name, here = self._find(item.path)
-        if here is None and known is not None and (moved := self._find_unchanged(known)):
+        is_free = here is None or not here.is_file
+        if is_free and known is not None and (moved := self._find_unchanged(known)):
             # It has another name here, which the source does not know of yet: it still is the file.
             self._overwrite(item, moved)
         elif here is None:
             # Where it was known, it was removed here, or moved and changed: theirs comes back.
             self._create(item, directory, name, "create" if known is None else "conflict")
         elif not here.is_file:
-            path = self._free(beside(item.path, b" (object)"))
+            path = self._free(beside(item.path, OBJECT))
             directory, name, _ = self._find(path)
             self._create(item._replace(path=path), directory, name, "create")
         elif item.same_as == here.content_seq:
@@ -190,22 +190,27 @@ class _Import:
             self._remove_empty(Path(known.path.rpartition(b"/")[0]))
 
     def _move(self, item: Moved) -> None:
+        _, _, here = self._find(item.known.path, make=False)
+        if here is not None and not here.is_dir:
+            target = self._free(item.path)
+            attachment_queries.put_object(self._tx.connection, item.known._replace(path=target))
+            self._rename(item.known.path, target)
+
+    def _rename(self, path: Path, target: Path) -> None:
+        """Give a file that is there a name that is free."""
         tx = self._tx
-        directory, name, here = self._find(item.known.path, make=False)
-        if here is None or here.is_dir:
-            return
-        target = self._free(item.path)
+        directory, name, inode = self._find(path, make=False)
         new_directory, new_name, _ = self._find(target)
-        path = tx.path_of(directory.ino, name)
+        assert inode is not None
+        old_path = tx.path_of(directory.ino, name)
         tx.remove_dentry(directory.ino, name)
-        moved = here._replace(ctime_ns=tx.now_ns, from_seq=tx.seq)
+        moved = inode._replace(ctime_ns=tx.now_ns, from_seq=tx.seq)
         tx.put_inode(moved)
         tx.add_dentry(new_directory.ino, new_name, moved)
         tx.touch_directory(directory.ino)
         tx.touch_directory(new_directory.ino)
-        attachment_queries.put_object(tx.connection, item.known._replace(path=target))
         new_path = tx.path_of(new_directory.ino, new_name)
-        tx.commit(Change("rename", here.ino, path, new_path))
+        tx.commit(Change("rename", inode.ino, old_path, new_path))
 
     def _extents(self, item: Found) -> list[Extent]:
         if item.chunks is not None:
@@ -280,7 +285,7 @@ class _Import:
         found = self._tx.find_child(parent.ino, Name(name))
         if found is not None and not found.is_dir:
             # A file of ours is where others made a directory.
-            self._make_way(parent, Name(name), found)
+            self._rename(path, self._free(beside(path, OBJECT)))
             found = None
         if found is None:
             found = self._make_directory(parent, Name(name))
@@ -295,18 +300,6 @@ class _Import:
         tx.touch_directory(parent.ino, subdirectories=1)
         self._commit("mkdir", made, tx.path_of(parent.ino, name), parent.ino, name)
         return made
-
-    def _make_way(self, parent: Inode, name: Name, file: Inode) -> None:
-        tx = self._tx
-        siblings = _Names(tx, parent.ino)
-        aside = Name(free(beside(Path(name), b" (object)"), siblings))
-        path, path2 = tx.path_of(parent.ino, name), tx.path_of(parent.ino, aside)
-        tx.remove_dentry(parent.ino, name)
-        file = file._replace(ctime_ns=tx.now_ns, from_seq=tx.seq)
-        tx.put_inode(file)
-        tx.add_dentry(parent.ino, aside, file)
-        tx.touch_directory(parent.ino)
-        tx.commit(Change("rename", file.ino, path, path2))
 
     def _remove_empty(self, path: Path) -> None:
         """Remove directories that lost all that others had in them."""
@@ -350,18 +343,6 @@ class _Taken:
     def __contains__(self, path: object) -> bool:
         assert isinstance(path, bytes)
         return self._find(Path(path))[2] is not None
-
-
-class _Names:
-    """The names in a directory."""
-
-    def __init__(self, tx: Transaction, directory: Ino) -> None:
-        self._tx = tx
-        self._directory = directory
-
-    def __contains__(self, name: object) -> bool:
-        assert isinstance(name, bytes)
-        return self._tx.find_child(self._directory, Name(name)) is not None
 
 
 def _is_unchanged(inode: Inode, known: SourceObject) -> bool:

@@ -26,7 +26,8 @@ from hashlib import sha256
 from nexus_engine.types import NAME_MAX, Path
 
 _SLASH = b"%2F"
-_OBJECT = b" (object)"
+OBJECT = b" (object)"
+"""Marks what cannot have the name of its key: something else has it."""
 _NOT_NAMES = {b".": b"%2E", b"..": b"%2E%2E", b".nexus": b"%2Enexus"}
 _HEX = 16
 
@@ -96,7 +97,7 @@ def place(found: Mapping[bytes, int], known: Mapping[bytes, Path]) -> dict[bytes
             placed[key] = path
             continue
         if path in directories:
-            path = beside(path, _OBJECT)
+            path = beside(path, OBJECT)
         path = free(path, taken)
         taken.add(path)
         if known.get(key) != path:

@@ -77,7 +77,6 @@ class _Planning:
             self._look_at(ino, moved=moved)
         for path in attachment_queries.unpushed(connection, number):
             self._look_up(path)
-        puts: dict[bytes, Put] = {}
         deletes: list[SourceObject] = []
         for known in self._known.values():
             inode = self._find(known.path)
@@ -87,12 +86,10 @@ class _Planning:
                 self._files[known.path] = inode
             else:
                 deletes.append(known)
-        for path, inode in self._files.items():
-            put = self._put(path, inode)
-            if put is not None:
-                puts[put.key] = put
-        kept = [known for known in deletes if known.key not in puts]
-        return Plan(head, list(puts.values()), kept)
+        found = [self._put(path, inode) for path, inode in self._files.items()]
+        puts = [put for put in found if put is not None]
+        keys = {put.key for put in puts}
+        return Plan(head, puts, [known for known in deletes if known.key not in keys])
 
     def _put(self, path: Path, inode: Inode) -> Put | None:
         connection, number = self._connection, self._attachment.number

@@ -16,7 +16,8 @@ from nexus_engine.attached.exchanging import exchange
 from nexus_engine.attached.pushing import count_waiting
 from nexus_engine.attached.refreshing import Refreshing
 from nexus_engine.attached.turns import turn
-from nexus_engine.backends.bucket import Capability
+from nexus_engine.backends.bucket import Bucket, Capability
+from nexus_engine.backends.home import MARK_KEY
 from nexus_engine.backends.urls import open_bucket
 from nexus_engine.commands import Reply, Work
 from nexus_engine.commands.arguments import (
@@ -58,6 +59,7 @@ def add(work: Work, args: MountsAddArguments) -> Reply:
             capabilities = Capability(0)
             next(iter(bucket.iter_objects()), None)  # it must be there
         else:
+            _require_no_packs(bucket)
             capabilities = bucket.probe()
     wanted = Wanted(args.url, options, args.read_only, interval_s, capabilities.value)
     made = store.transact(attach, work.actor, to_path(args.path), wanted)
@@ -81,6 +83,19 @@ def _require_own_rights(work: Work) -> None:
             "what is attached is read with the rights of the mount's daemon: only root and whoever"
             " it runs as may attach something"
         )
+
+
+def _require_no_packs(bucket: Bucket) -> None:
+    """Refuse to have packs of a store, this one or another, removed and renamed like files.
+
+    Raises:
+        InvalidArgument.
+    """
+    try:
+        bucket.stat(MARK_KEY)
+    except errors.ObjectNotFound:
+        return
+    raise errors.InvalidArgument(f"{bucket.url} holds the packs of a store: attach it --read-only")
 
 
 def _require_apart(store: Store, url: str) -> None:

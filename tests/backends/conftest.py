@@ -72,7 +72,7 @@ PLACES = [
     Place("other", Capability(0), {}),  # what it says that it can do
 ]
 _FIXTURES = {"fake-gcs": "fake_gcs", "rclone": "rclone_s3", "seaweedfs": "seaweedfs"}
-_REACHABLE = [place for place in PLACES if LIVE.get(place.name, "PATH") in os.environ]
+REACHABLE = [place for place in PLACES if LIVE.get(place.name, "PATH") in os.environ]
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "WHOLE_BYTES", s3.PART_BYTES)
 
 
-@pytest.fixture(params=_REACHABLE, ids=[place.name for place in _REACHABLE])
+@pytest.fixture(params=REACHABLE, ids=[place.name for place in REACHABLE])
 def place(request: pytest.FixtureRequest) -> Place:
     chosen: Place = request.param
     if chosen.name == "other":

@@ -15,10 +15,20 @@ import pytest
 
 from nexus_engine.backends.bucket import Bucket
 from tests.backends.attaching import files, info, keys, objects, refresh, serving
+from tests.backends.conftest import REACHABLE
 from tests.conftest import Mount
 
 BIG = bytes(range(256)) * 12_289  # three chunks and a bit
 EROFS = "Read-only file system"
+AT_ONE = pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(place, id=place.name, marks=[pytest.mark.slow] * (place.name != "directory"))
+        for place in REACHABLE
+    ],
+    indirect=True,
+)
+"""What says little about a server is tried at all of them only where there is time."""
 
 
 @pytest.fixture
@@ -75,6 +85,7 @@ def test_objects_are_files_and_what_is_done_to_them_goes_back(
     assert files(data) == objects(source) | {"link": b"read"}
 
 
+@AT_ONE
 def test_the_past_of_what_was_attached_is_kept_and_an_undo_goes_back(
     mount: Mount, url: str, source: Bucket
 ) -> None:
@@ -95,6 +106,7 @@ def test_the_past_of_what_was_attached_is_kept_and_an_undo_goes_back(
     assert objects(source)["readme"] == b"read me\n"
 
 
+@AT_ONE
 def test_what_others_do_is_found_and_in_the_log(mount: Mount, url: str, source: Bucket) -> None:
     mount.ctl("mounts", "add", "data", url)
     assert (mount.path / "data/readme").read_bytes() == b"read me\n"
@@ -158,6 +170,7 @@ def test_a_change_here_and_there_is_a_conflict_that_loses_neither(
     mount.expected_log.append("were changed here and there")
 
 
+@AT_ONE
 def test_what_is_attached_read_only_stays_as_it_is(mount: Mount, url: str, source: Bucket) -> None:
     before = objects(source)
     mount.ctl("mounts", "add", "data", url, "--read-only")

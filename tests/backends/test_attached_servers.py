@@ -114,7 +114,7 @@ def test_reading_on_takes_few_requests_and_the_middle_one(
     mount.ctl("mounts", "add", "data", url, "--read-only", "-o", "interval=0")
     before = proxy.count("^GET .*/big")
     assert (mount.path / "data/big").read_bytes() == big
-    assert proxy.count("^GET .*/big") - before <= 6
+    assert proxy.count("^GET .*/big") - before <= 8
     before = proxy.count("^GET .*/other")
     with (mount.path / "data/other").open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
@@ -123,6 +123,7 @@ def test_reading_on_takes_few_requests_and_the_middle_one(
     assert proxy.count("^GET .*/other") - before == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_keeps_silent_ends_calls_and_loses_nothing(
     mount: Mount, url: str, proxy: Proxy
 ) -> None:
@@ -210,6 +211,13 @@ def test_documents_of_a_drive_are_files_and_its_changes_are_asked_for(
         refresh(mount)
         asked = fake_drive.requests[before:]
         assert [each for each in asked if "/changes" in each] == asked
+        mount.ctl("snapshot", "create", "before")
+        with closing(open_bucket(url)) as bucket:
+            bucket.put("notes.txt", b"written by others, and nobody here had read what was there\n")
+        assert refresh(mount)["changed"] == 1
+        # A Drive keeps revisions: what no other source would have any more.
+        past = mount.path / ".nexus/history/before/data/notes.txt"
+        assert past.read_bytes() == b"notes\n"
         document.revisions.append(b"new text")
         fake_drive.touch(document)
         assert refresh(mount)["changed"] == 1

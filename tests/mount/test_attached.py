@@ -94,6 +94,7 @@ def test_what_could_not_be_pushed_is_by_the_next_mount(mount: Mount, source: Pat
     mount.expected_log += ["is there no", "is its disk mounted", "is not at", "cannot use"]
 
 
+@pytest.mark.slow
 def test_a_source_that_is_empty_all_of_a_sudden_is_not_believed(mount: Mount, source: Path) -> None:
     data = attach(mount, source, "-o", "interval=1s")
     mount.umount()

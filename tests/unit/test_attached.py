@@ -407,6 +407,13 @@ async def test_what_is_attached_is_for_its_owner_unless_the_directory_was_made_f
     assert world.inode("data/d").mode & 0o777 == 0o750
 
 
+async def test_packs_of_a_store_are_attached_read_only_if_at_all(attached: Attached) -> None:
+    attached.put("nexus-store.json", b"{}")
+    with pytest.raises(errors.InvalidArgument):
+        attached.add()
+    attached.add(read_only=True)
+
+
 async def test_a_store_is_not_attached_to_itself(attached: Attached, tmp_path: FilePath) -> None:
     for path in (attached.world.path, attached.world.path / "packs", tmp_path, FilePath("/")):
         with pytest.raises(errors.InvalidArgument):
