@@ -299,10 +299,11 @@ class Engine:
 
     async def list_children(self, parent: Ino, after: int, limit: int) -> list[Listed]:
         """Return up to ``limit`` entries after a cookie (0: from the start)."""
-        over = self.content.over
+        listed = await self.look(parent, self.reader.list_children, parent, after, limit)
+        over, is_over = self.content.over, self.content.is_over
         return [
-            entry if (now := over(entry.inode)) is entry.inode else entry._replace(inode=now)
-            for entry in await self.look(parent, self.reader.list_children, parent, after, limit)
+            entry._replace(inode=over(entry.inode)) if is_over(entry.inode.ino) else entry
+            for entry in listed
         ]
 
     async def parent_of(self, ino: Ino) -> Ino:

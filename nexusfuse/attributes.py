@@ -24,19 +24,21 @@ def to_entry(inode: Inode, ino: int | None = None, *, stored: int = -1) -> pyfus
         stored: Bytes that are not holes; -1 for all.
     """
     entry = pyfuse3.EntryAttributes()
-    entry.st_ino = inode.ino if ino is None else ino
+    # Unpacked at once: listings do this for each name.
+    own, _, mode, uid, gid, nlink, rdev, size, atime_ns, mtime_ns, ctime_ns, _, _, _ = inode
+    entry.st_ino = own if ino is None else ino
     entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
-    entry.st_mode = inode.mode
-    entry.st_nlink = inode.nlink
-    entry.st_uid = inode.uid
-    entry.st_gid = inode.gid
-    entry.st_rdev = inode.rdev
-    entry.st_size = inode.size
+    entry.st_mode = mode
+    entry.st_nlink = nlink
+    entry.st_uid = uid
+    entry.st_gid = gid
+    entry.st_rdev = rdev
+    entry.st_size = size
     entry.st_blksize = BLOCK_BYTES
-    entry.st_blocks = ((inode.size if stored < 0 else stored) + 511) >> 9
-    entry.st_atime_ns = unpack_time(inode.atime_ns)
-    entry.st_mtime_ns = unpack_time(inode.mtime_ns)
-    entry.st_ctime_ns = unpack_time(inode.ctime_ns)
+    entry.st_blocks = ((size if stored < 0 else stored) + 511) >> 9
+    entry.st_atime_ns = unpack_time(atime_ns)
+    entry.st_mtime_ns = unpack_time(mtime_ns)
+    entry.st_ctime_ns = unpack_time(ctime_ns)
     return entry
 
 

@@ -80,17 +80,16 @@ class LiveDirectory:
         self._ino = ino
 
     async def entries(self, after: int) -> list[Entry]:
-        dots = []
+        dots: list[Entry] = []
         if after < 2:
             here = await self._engine.getattr(self._ino)
             self._engine.note_listed(here)
             up = await self._engine.getattr(await self._engine.parent_of(self._ino))
-            dots = [Entry(1, b".", to_entry(here)), Entry(2, b"..", to_entry(up))][after:]
+            dots = [(1, b".", to_entry(here)), (2, b"..", to_entry(up))][after:]
         listed = await self._engine.list_children(self._ino, after if after > 2 else 0, _BATCH)
-        stored = self._engine.stored_bytes
+        stored = self._engine.content.stored_bytes
         return dots + [
-            Entry(cookie, name, to_entry(inode, stored=stored(inode)))
-            for cookie, name, inode in listed
+            (cookie, name, to_entry(inode, stored=stored(inode))) for cookie, name, inode in listed
         ]
 
 

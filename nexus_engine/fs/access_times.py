@@ -22,6 +22,9 @@ class AccessTimes:
         self._enabled = enabled
         self._pending: dict[Ino, int] = {}
 
+    def __contains__(self, ino: object) -> bool:
+        return ino in self._pending
+
     def is_due(self, inode: Inode) -> bool:
         """Tell whether reading this now sets its atime.
 

@@ -133,6 +133,10 @@ class Content:
 
     # -- reading --
 
+    def is_over(self, ino: Ino) -> bool:
+        """Tell whether `over` may have something to say of an inode."""
+        return ino in self._files or ino in self.access_times
+
     def over(self, inode: Inode) -> Inode:
         """Return the inode with what an open session did to it, and when it was read last."""
         inode = self.access_times.over(inode)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import pyfuse3
 
@@ -15,12 +15,8 @@ from nexusfuse.attributes import read_only, to_entry
 NONE_TIMEOUT_S = 0.0
 
 
-class Entry(NamedTuple):
-    """One line of a directory listing."""
-
-    cookie: int
-    name: bytes
-    attributes: pyfuse3.EntryAttributes
+Entry = tuple[int, bytes, pyfuse3.EntryAttributes]
+"""One line of a directory listing: cookie, name, attributes. Plain: there are many."""
 
 
 class OpenFile(Protocol):
@@ -113,7 +109,7 @@ class FixedDirectory:
     """A listing made when the directory was opened."""
 
     def __init__(self, entries: list[tuple[bytes, pyfuse3.EntryAttributes]]) -> None:
-        self._entries = [Entry(i, name, e) for i, (name, e) in enumerate(entries, start=1)]
+        self._entries = [(i, name, e) for i, (name, e) in enumerate(entries, start=1)]
 
     async def entries(self, after: int) -> list[Entry]:
         return self._entries[after:]

@@ -95,12 +95,12 @@ class PastNode(BaseNode):
         find = self._view.list_children
         listed = await self._engine.look(self._ino, find, self._ino, after, _BATCH)
         self._engine.require_whole(self._seq)
-        return [Entry(cookie, name, self._entry(inode)) for cookie, name, inode in listed]
+        return [(cookie, name, self._entry(inode)) for cookie, name, inode in listed]
 
     def dots(self) -> list[Entry]:
         here = self._view.get_inode(self._ino)
         up = self._view.find_inode(self._view.parent_of(self._ino)) or here
-        return [Entry(1, b".", self._entry(here)), Entry(2, b"..", self._entry(up))]
+        return [(1, b".", self._entry(here)), (2, b"..", self._entry(up))]
 
     def _require_allowed_now(self, ino: Ino, want: int, actor: Actor) -> None:
         """The kernel checked the mode of then; what was closed since stays closed.
