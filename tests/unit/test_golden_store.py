@@ -52,7 +52,7 @@ def facts(golden: FilePath) -> dict[str, Any]:
 
 def unpack(golden: FilePath, name: str, target: FilePath) -> FilePath:
     with tarfile.open(golden / f"{name}.tar.xz") as archive:
-        archive.extractall(target, filter="data")
+        archive.extractall(target)
     return target
 
 
