@@ -11,12 +11,10 @@ counts names no more.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -27,7 +25,7 @@ import zstandard
 
 from nexus_engine import __version__, errors
 from nexus_engine.backends.bucket import Bucket
-from nexus_engine.backends.files import translate
+from nexus_engine.backends.files import lock_within, translate
 from nexus_engine.backends.home import Home
 from nexus_engine.backends.remote import RemoteObjectStore
 from nexus_engine.config import CONFIG_NAME
@@ -47,7 +45,6 @@ LOCK_NAME = "meta.copy.lock"
 """Holds the last operation of the latest copy, in digits, and the holder of the prefix it is in."""
 _NOTE_BYTES = 200
 _OTHERS_S = 600.0
-_POLL_S = 0.1
 
 
 class Latest(msgspec.Struct, frozen=True):
@@ -126,15 +123,8 @@ def _one_at_a_time(path: Path) -> Iterator[int]:
     """
     fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        deadline_s = time.monotonic() + _OTHERS_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline_s:
-                    raise errors.StoreBusy("another process is copying the metadata") from None
-                time.sleep(_POLL_S)
+        if not lock_within(fd, _OTHERS_S):
+            raise errors.StoreBusy("another process is copying the metadata")
         yield fd
     finally:
         os.close(fd)

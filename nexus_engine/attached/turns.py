@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import time
 from collections.abc import Iterator
+from functools import partial
 
 from nexus_engine import errors
-from nexus_engine.backends.files import translate
+from nexus_engine.backends.files import lock_within, translate
 from nexus_engine.meta.attachment_queries import Attachment
 from nexus_engine.store import Store
-
-_POLL_S = 0.05
 
 
 @contextlib.contextmanager
@@ -29,17 +26,11 @@ def turn(store: Store, attachment: Attachment, *, wait_s: float = 60.0) -> Itera
         fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise translate(error, f"open {path}") from error
-    ends_s = time.monotonic() + wait_s
     try:
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            if time.monotonic() > ends_s:
-                raise errors.StoreBusy(
-                    f"changes are being exchanged with {attachment.url}: try again when it is done"
-                )
-            require_going_on(store, _POLL_S)
+        if not lock_within(fd, wait_s, pause=partial(require_going_on, store)):
+            raise errors.StoreBusy(
+                f"changes are being exchanged with {attachment.url}: try again when it is done"
+            )
         yield
     finally:
         os.close(fd)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from nexus_engine.backends.base import View
@@ -22,7 +25,26 @@ _FAR = frozenset(
 )  # fmt: skip
 """FUSE, NFS, SMB (three numbers), 9p, Ceph, AFS, Lustre, GFS2, OCFS2."""
 _STATFS_BYTES = 256
+_LOCK_POLL_S = 0.05
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def lock_within(fd: int, wait_s: float, *, pause: Callable[[float], object] = time.sleep) -> bool:
+    """Lock an open file for this descriptor alone; tell whether that was to be had in time.
+
+    Args:
+        pause: Waits for so many seconds between two attempts; what it raises ends them.
+    """
+    ends_s = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= ends_s:
+                return False
+            pause(_LOCK_POLL_S)
+        else:
+            return True
 
 
 class OpenFile:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,12 +11,11 @@ from pathlib import Path
 from nexus_engine import errors
 from nexus_engine.backends.bucket import Bucket, ObjectInfo
 from nexus_engine.backends.content import opened
-from nexus_engine.backends.files import translate
+from nexus_engine.backends.files import lock_within, translate
 
 log = logging.getLogger(__name__)
 
 _PIECE = 8 << 20
-_POLL_S = 0.05
 
 
 def put_pack(bucket: Bucket, *, key: str, path: Path, conditional: bool) -> bool:
@@ -70,15 +67,8 @@ def locked(path: Path, limit_s: float) -> Iterator[int | None]:
     except OSError as error:
         raise translate(error, f"open {path}") from error
     try:
-        deadline_s = time.monotonic() + limit_s
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline_s:
-                    raise errors.StoreBusy(f"another process is sending {path.name}") from None
-                time.sleep(_POLL_S)
+        if not lock_within(fd, limit_s):
+            raise errors.StoreBusy(f"another process is sending {path.name}")
         yield fd if is_still(path, fd) else None
     finally:
         os.close(fd)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from nexus_engine import errors
-from nexus_engine.backends.files import translate
+from nexus_engine.backends.files import lock_within, translate
 from nexus_engine.meta.connection import Connection
 from nexus_engine.store import Store
 
@@ -18,7 +17,6 @@ R = TypeVar("R")
 
 LOCK_NAME = "retention.lock"
 """In the store's directory; holds the pid of whoever has the lock."""
-_POLL_S = 0.05
 _SHORT_S, _LONG_S = 0.004, 0.012
 """How long a batch is to keep others from writing."""
 _PAUSE_MAX_S = 0.1
@@ -36,20 +34,13 @@ def alone(store: Store, *, wait_s: float = 0.0) -> Iterator[None]:
         fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise translate(error, f"open {path}") from error
-    deadline_s = time.monotonic() + wait_s
     try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline_s:
-                    holder = os.pread(fd, 16, 0).decode().strip() or "?"
-                    raise errors.StoreBusy(
-                        f"process {holder} is pruning this store or giving its space back:"
-                        " try again when it is done"
-                    ) from None
-            time.sleep(_POLL_S)
+        if not lock_within(fd, wait_s):
+            holder = os.pread(fd, 16, 0).decode().strip() or "?"
+            raise errors.StoreBusy(
+                f"process {holder} is pruning this store or giving its space back:"
+                " try again when it is done"
+            )
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d" % os.getpid(), 0)
