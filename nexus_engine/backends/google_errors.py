@@ -12,7 +12,7 @@ from requests.exceptions import RequestException, Timeout
 from urllib3.exceptions import HTTPError
 from urllib3.exceptions import TimeoutError as SocketTimeoutError
 
-from nexus_engine.backends.retrying import Again
+from nexus_engine.backends.retrying import PASSING_STATUSES, Again
 from nexus_engine.errors import (
     EngineError,
     NoSpace,
@@ -32,7 +32,6 @@ FAILURES = (
 _SILENT = (Timeout, SocketTimeoutError, TimeoutError)
 _PASSING_REASONS = frozenset(("rateLimitExceeded", "userRateLimitExceeded"))
 _FULL = frozenset(("storageQuotaExceeded", "teamDriveFileLimitExceeded"))
-_PASSING_STATUSES = frozenset((408, 429, 500, 502, 503, 504))
 
 
 def status_of(error: Exception) -> int:
@@ -80,7 +79,7 @@ def explain(error: Exception, doing: str, url: str) -> EngineError | Again:
     if status == 507:
         return NoSpace(f"{cannot}: no space left at the server")
     failed = ObjectStoreFailed(f"{cannot}: HTTP {status}: {said}")
-    if status in _PASSING_STATUSES:
+    if status in PASSING_STATUSES:
         return Again(failed, after_s=_retry_after_s(error))
     return failed
 

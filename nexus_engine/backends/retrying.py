@@ -29,6 +29,8 @@ _SLOWEST = 128 << 10
 _PAUSE_S, _PAUSE_MAX_S = 0.1, 5.0
 _PIECE = 256 << 10
 """Given to a socket at once."""
+PASSING_STATUSES = frozenset((408, 429, 500, 502, 503, 504))
+"""Of HTTP: after these the same request may succeed."""
 
 
 class Again(Exception):

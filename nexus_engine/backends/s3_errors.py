@@ -27,7 +27,7 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 from urllib3.exceptions import TimeoutError as SocketTimeoutError
 
-from nexus_engine.backends.retrying import Again
+from nexus_engine.backends.retrying import PASSING_STATUSES, Again
 from nexus_engine.errors import (
     EngineError,
     NoSpace,
@@ -64,7 +64,6 @@ _PASSING_CODES = frozenset(
      "RequestTimeout", "XAmzContentChecksumMismatch")
 )  # fmt: skip
 """Of answers with a status of 400 or 409, which alone would mean: never again."""
-_PASSING_STATUSES = frozenset((408, 429, 500, 502, 503, 504))
 
 
 def status_of(error: Exception) -> int:
@@ -130,7 +129,7 @@ def _explain_answer(error: ClientError, cannot: str, url: str) -> EngineError | 
     if status == 507:
         return NoSpace(f"{cannot}: no space left at the server")
     failed = ObjectStoreFailed(f"{cannot}: {said}")
-    if status in _PASSING_STATUSES or code in _PASSING_CODES:
+    if status in PASSING_STATUSES or code in _PASSING_CODES:
         return Again(failed, after_s=_retry_after_s(error))
     return failed
 
