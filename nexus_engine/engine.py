@@ -22,8 +22,9 @@ from nexus_engine.clock import Clock
 from nexus_engine.fs import attributes, computed, namespace
 from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.fs.batches import Batches, NewFile
-from nexus_engine.fs.content import Content, read_extents
+from nexus_engine.fs.content import Content
 from nexus_engine.fs.files import Handle
+from nexus_engine.fs.reading import read_extents
 from nexus_engine.history.moments import require_whole
 from nexus_engine.history.versions import require_still_there
 from nexus_engine.meta.database import Database

@@ -282,7 +282,7 @@ class Services:
                 return  # first these must be sealed; the next round sees to that
         if packs:
             names = [name for _, name in packs]
-            if await self._content.leave_packs(names):
+            if await self._content.staging.leave_packs(names):
                 # What goes may have been fsynced: what takes its place must be as durable.
                 await self._engine.sync()
                 await self._engine.secure()

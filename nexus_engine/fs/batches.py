@@ -17,11 +17,12 @@ import anyio.lowlevel
 from nexus_engine import errors
 from nexus_engine.cas.codec import BytesLike
 from nexus_engine.fs.attributes import NewAttributes, set_attributes
-from nexus_engine.fs.content import INLINE_BYTES, INLINE_RANGES, Content
+from nexus_engine.fs.content import Content
 from nexus_engine.fs.extents import CHUNK_BYTES
 from nexus_engine.fs.files import Locate, commit_whole, content_details, enter_chunks
 from nexus_engine.fs.namespace import add_inode, check_name, get_directory
 from nexus_engine.fs.quotas import Held
+from nexus_engine.fs.staging import INLINE_BYTES, INLINE_RANGES
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.oplog.tail import Tail
 from nexus_engine.permissions import acl
@@ -76,13 +77,13 @@ class Batches:
         for file in files:
             check_name(file.name)
         for part in _parts(files):
-            await self._content.require_room(sum(len(file.content) for file in part))
+            await self._content.staging.require_room(sum(len(file.content) for file in part))
             # gc asks which chunks we rely on: it gets its answer when rows say so.
-            await self._content.naming.take()
+            await self._content.staging.naming.take()
             try:
                 inodes = await self._write_part(part, actor, groups)
             finally:
-                self._content.naming.give()
+                self._content.staging.naming.give()
             kept(inodes)
             await anyio.lowlevel.checkpoint()
 

@@ -13,7 +13,8 @@ from functools import partial
 import anyio.to_thread
 
 from nexus_engine import errors
-from nexus_engine.fs.content import Content, read_extents
+from nexus_engine.fs.content import Content
+from nexus_engine.fs.reading import read_extents
 from nexus_engine.meta.reader import View
 from nexus_engine.store import Store
 from nexus_engine.types import Actor, Ino, Inode

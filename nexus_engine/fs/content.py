@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
 from nexus_engine import errors
-from nexus_engine.backends.base import View
 from nexus_engine.fs.access_times import AccessTimes
-from nexus_engine.fs.extents import CHUNK_BYTES, DirtyRange
+from nexus_engine.fs.extents import CHUNK_BYTES
 from nexus_engine.fs.files import (
     INTENT_EXTENTS_MAX,
     Handle,
@@ -17,31 +15,17 @@ from nexus_engine.fs.files import (
     WriteSession,
     commit_session,
 )
-from nexus_engine.fs.gate import Gate
 from nexus_engine.fs.quotas import Held
+from nexus_engine.fs.reading import read_extents, read_over
+from nexus_engine.fs.staging import INLINE_BYTES, INLINE_RANGES, Staging
 from nexus_engine.meta.quotas import NOTHING, Usage
 from nexus_engine.reserve import full
 from nexus_engine.store import Store
-from nexus_engine.types import Actor, Digest, Extent, Ino, Inode, Seq
+from nexus_engine.types import Actor, Ino, Inode, Seq
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-INLINE_BYTES = 65536
-"""Up to this size hashing and compressing costs less than a thread's wake-up."""
-INLINE_RANGES = 32
-BATCH_RANGES = 1024
 SESSION_EXTENTS_MAX = 4096
 """A session of more pieces ends: its commit would keep others waiting, and it takes memory."""
-JOINED_PIECES = 65536
-"""A file without a name has its pieces, each some hundred bytes of memory, joined at so many."""
-UNNAMED_PIECES_MAX = 1 << 18
 _STORED_MAX = 8192
-_COMMIT_BYTES = 512 * 1024
-"""What a full disk should still have for the record of what was written."""
-_LOOK_BYTES = 16 * 1024 * 1024
-"""After so many bytes written the disk's free space is looked at again."""
-_MIB = 1024 * 1024
 
 
 class Content:
@@ -50,20 +34,13 @@ class Content:
     def __init__(self, store: Store, *, noatime: bool) -> None:
         self._store = store
         self._reader = store.reader
-        self._chunks = store.chunks
-        self._disk = store.disk
         self._clock = store.clock
         self.access_times = AccessTimes(store, enabled=not noatime)
         self._files: dict[Ino, OpenFile] = {}
-        self._dirty_bytes = 0
-        self._room_bytes = 0
-        """May be written before the disk is looked at again."""
+        self.staging = Staging(store, self._files)
         self._stored: dict[Ino, tuple[Seq, int]] = {}
         """How many bytes of a file are not holes, as of its content then."""
-        self._dirty_limit = store.config.dirty_limit_mib * _MIB
         self.held = Held(store.database)
-        self.naming = Gate()
-        """Held from when chunks are stored that no session knows of until rows name them."""
         self.unlinked: set[Ino] = set()
         """Inodes that lost their last name while open."""
 
@@ -220,34 +197,7 @@ class Content:
             return await read_extents(self._store, extents, offset, length)
 
         length = min(length, session.size_over(committed.size) - offset)
-        return b"" if length <= 0 else await self._read_over(file, session, offset, length)
-
-    async def _read_over(
-        self, file: OpenFile, session: WriteSession, offset: int, length: int
-    ) -> bytes:
-        """Return the bytes of a range of a file that is being written to."""
-        end = offset + length
-        # All layers are taken down before the first await: a range may move from one to the next
-        # while a chunk is being fetched.
-        dirty = [
-            (max(r.start, offset), bytes(r.data[max(0, offset - r.start) : end - r.start]))
-            for r in session.dirty.overlapping(offset, end)
-        ]
-        extents = self._reader.extents(file.ino, offset, length)
-        floor = session.floor
-        if floor is not None:
-            extents = [
-                extent._replace(length=min(extent.end, floor) - extent.start)
-                for extent in extents
-                if extent.start < floor
-            ]
-        extents += session.staged.overlapping(offset, end)
-        if len(dirty) == 1 and dirty[0][0] == offset and len(dirty[0][1]) == length:
-            return dirty[0][1]
-        content = bytearray(await read_extents(self._store, extents, offset, length))
-        for start, data in dirty:
-            content[start - offset : start - offset + len(data)] = data
-        return bytes(content)
+        return b"" if length <= 0 else await read_over(self._store, session, offset, length)
 
     # -- writing --
 
@@ -257,9 +207,7 @@ class Content:
         Raises:
             NoSpace: What was written before has no room; nothing of this write was taken.
         """
-        if self._dirty_bytes > self._dirty_limit:
-            await self._relieve(self._dirty_limit // 2)
-        await self.require_room(len(data))
+        await self.staging.require_room(len(data))
         file = handle.file
         await self._split_from_others(file, handle.actor)
         await file.gate.take()
@@ -269,19 +217,19 @@ class Content:
             crowd = len(session.staged) + session.dirty.count
             if crowd >= SESSION_EXTENTS_MAX:
                 if file.ino in self.unlinked:
-                    await self._join_pieces(file, session, crowd)
+                    await self.staging.join_pieces(session, crowd)
                 else:
                     await self._seal(file)
                 session = file.session or self._begin(file, handle.actor)
             if full := session.dirty.full_ranges():
-                await self._stage(session, full)
+                await self.staging.move(session, full)
             if crowded := session.dirty.crowded_ranges():
-                await self._stage(session, crowded)
+                await self.staging.move(session, crowded)
             if self.held.active:
                 data = data[: self._allowance(file, session, offset, len(data))]
             before = session.dirty.footprint
             session.write(offset, data, self._clock.time_ns())
-            self._dirty_bytes += session.dirty.footprint - before
+            self.staging.dirty_bytes += session.dirty.footprint - before
             if session.dirty.bytes >= CHUNK_BYTES:
                 # What this write made whole; to look through all that is dirty takes long.
                 for dirty in session.dirty.overlapping(offset, offset + len(data)):
@@ -350,14 +298,14 @@ class Content:
             cut_off = session.beyond(size) if flush else None
             before = session.dirty.footprint
             session.truncate(size, self._clock.time_ns())
-            self._dirty_bytes += session.dirty.footprint - before
+            self.staging.dirty_bytes += session.dirty.footprint - before
             if cut_off is not None:
                 try:
                     await self._flush(file)
                 except errors.EngineError:
                     before = session.dirty.footprint
                     session.take_back(cut_off)
-                    self._dirty_bytes += session.dirty.footprint - before
+                    self.staging.dirty_bytes += session.dirty.footprint - before
                     if begun:
                         file.session = None
                     raise
@@ -392,142 +340,6 @@ class Content:
         file.session = WriteSession(session_id, inode, actor, self._clock.time_ns())
         return file.session
 
-    async def _stage(self, session: WriteSession, ranges: list[DirtyRange]) -> None:
-        """Move dirty ranges into chunks. The file's gate is held."""
-        self._require_admission(ranges)
-        total = sum(len(dirty.data) for dirty in ranges)
-        inline = total <= INLINE_BYTES and len(ranges) <= INLINE_RANGES
-        self._staged(session, ranges, await self._put(ranges, inline=inline))
-
-    async def _stage_with_intent(self, session: WriteSession, ranges: list[DirtyRange]) -> None:
-        """Move a few dirty ranges into chunks, and the intent after them, in one write."""
-        self._require_admission(ranges)
-        # Complete but for the digests: a thread may come to it when the session has gone on.
-        intent = session.intent(self._store.database.known_head)
-        spans = [(dirty.start, len(dirty.data)) for dirty in ranges]
-        digests = await self._put(
-            ranges, lambda digests: intent.with_extents(_extents(spans, digests)), inline=True
-        )
-        self._staged(session, ranges, digests)
-        session.unflushed = False
-
-    async def _put(
-        self,
-        ranges: list[DirtyRange],
-        intent: Callable[[list[Digest]], bytes] | None = None,
-        *,
-        inline: bool,
-    ) -> list[Digest]:
-        """Store dirty ranges as chunks; ``inline`` where a thread's wake-up would cost more."""
-        put = partial(
-            self._chunks.put_many,
-            [dirty.data for dirty in ranges],
-            intent,
-            [dirty.ahead for dirty in ranges],
-        )
-        if not ranges:
-            # An intent alone only says what is kept anyway, or that a file was truncated.
-            put = partial(self._store.with_reserve, put)
-        if inline and self._disk.calm:
-            return put()
-        try:
-            return await self._disk.write(put)
-        except errors.StoreHung:
-            # What is written from now on is not for the thread that was left behind.
-            for dirty in ranges:
-                dirty.data = bytearray(dirty.data)
-            raise
-
-    def _require_admission(self, ranges: list[DirtyRange]) -> None:
-        """Refuse new content while what is left of the disk is for deleting."""
-        if ranges and self._store.reserve.spent:
-            raise full()
-
-    def _staged(
-        self, session: WriteSession, ranges: list[DirtyRange], digests: list[Digest]
-    ) -> None:
-        spans = [(dirty.start, len(dirty.data)) for dirty in ranges]
-        for extent in _extents(spans, digests):
-            session.staged.put(extent)
-        before = session.dirty.footprint
-        session.dirty.remove(ranges)
-        self._dirty_bytes += session.dirty.footprint - before
-
-    async def _stage_all(self, session: WriteSession) -> None:
-        """Move all dirty ranges into chunks, a bounded number of bytes at a time."""
-        batch: list[DirtyRange] = []
-        total = 0
-        for dirty in session.dirty.ranges():
-            batch.append(dirty)
-            total += len(dirty.data)
-            if total >= CHUNK_BYTES or len(batch) >= BATCH_RANGES:
-                await self._stage(session, batch)
-                batch, total = [], 0
-        if batch:
-            await self._stage(session, batch)
-
-    async def _join_pieces(self, file: OpenFile, session: WriteSession, pieces: int) -> None:
-        """Store pieces that lie close together as one. The file's gate is held.
-
-        There is no operation to put those of a file without a name into.
-
-        Raises:
-            NoSpace: They are too many, and too far from each other.
-        """
-        if pieces < max(session.pieces_max, JOINED_PIECES):
-            return
-        await self._stage_all(session)
-        for start, end in session.staged.crowded():
-            if self._store.reserve.spent:
-                raise full()
-            data = await self._read_over(file, session, start, end - start)
-            (digest,) = await self._disk.write(self._chunks.put_many, (data,))
-            session.staged.put(Extent(start, len(data), digest, 0))
-        left = len(session.staged)
-        if left >= UNNAMED_PIECES_MAX:
-            raise errors.NoSpace(
-                f"inode {file.ino}, removed and still open, is in {left} pieces: what it takes of"
-                " memory is bounded"
-            )
-        session.pieces_max = 2 * left
-
-    async def require_room(self, length: int) -> None:
-        """Refuse so many bytes more if the disk has no room for them.
-
-        Raises:
-            NoSpace: Or it would not have enough for what was taken before.
-        """
-        self._room_bytes -= length
-        if self._room_bytes < 0 or self._store.reserve.spent:
-            await self._find_room(length)
-
-    async def _find_room(self, length: int) -> None:
-        """Refuse now what there would be no room for when the file is closed.
-
-        How far the next look is away halves as the disk fills up.
-        """
-        reserve = self._store.reserve
-        for _ in range(2):
-            room = reserve.free_bytes() - _COMMIT_BYTES - self._dirty_bytes - length
-            if not reserve.spent and room >= 0:
-                self._room_bytes = min(room // 2, _LOOK_BYTES)
-                return
-            # Compressed, or there already, they may need less.
-            await self._relieve(0)
-        raise full()
-
-    async def _relieve(self, target_bytes: int) -> None:
-        """Bring the bytes that wait in memory down to a number, longest waiting first."""
-        for file in list(self._files.values()):
-            if self._dirty_bytes <= target_bytes:
-                return
-            await file.gate.take()
-            try:
-                if file.session is not None:
-                    await self._stage_all(file.session)
-            finally:
-                file.gate.give()
-
     async def flush(self, file: OpenFile) -> None:
         """Make what was written outlive this process (not yet a power loss).
 
@@ -551,10 +363,10 @@ class Content:
             return  # without a name there is nothing to come back to after a crash
         ranges = session.dirty.ranges()
         if session.dirty.bytes > INLINE_BYTES or len(ranges) > INLINE_RANGES:
-            await self._stage_all(session)
+            await self.staging.move_all(session)
             ranges = []
         if len(session.staged) + len(ranges) <= INTENT_EXTENTS_MAX:
-            await self._stage_with_intent(session, ranges)
+            await self.staging.move_with_intent(session, ranges)
         else:
             await self._seal(file)
 
@@ -573,9 +385,9 @@ class Content:
         if session is None:
             return
         if file.ino in self.unlinked and file.handles == 0:
-            self._dirty_bytes -= session.dirty.footprint
+            self.staging.dirty_bytes -= session.dirty.footprint
         else:
-            await self._stage_all(session)
+            await self.staging.move_all(session)
             if file.ino in self.unlinked:
                 return  # no name, but still open: the session holds the content
             committed = await self._store.write(
@@ -588,7 +400,9 @@ class Content:
             else:
                 # Only what a row names now: another session may rely on the rest.
                 digests = [extent.digest for extent in session.staged.all()]
-                self._store.database.when_committed(partial(self._chunks.forget_pending, digests))
+                self._store.database.when_committed(
+                    partial(self._store.chunks.forget_pending, digests)
+                )
                 file.inode = committed
         file.session = None
         self._hold(file)
@@ -603,33 +417,6 @@ class Content:
             if session is not None and session.flushes:
                 session.unflushed = True
                 await self.flush(file)
-
-    async def leave_packs(self, packs: Collection[str]) -> bool:
-        """Rely no longer on chunks in packs that gc is about to drop.
-
-        Chunks that a row names are gc's to move. Those of open sessions are in no row yet.
-
-        Returns:
-            Whether any had to be stored again; they are not durable yet.
-        """
-        stored = False
-        await self.naming.take()  # what was stored for a batch is in rows then
-        self.naming.give()
-        for file in list(self._files.values()):
-            await file.gate.take()  # whoever was storing chunks by what it had seen is done then
-            try:
-                session = file.session
-                if session is None:
-                    continue
-                for digest in {extent.digest for extent in session.staged.all()}:
-                    row = self._reader.find_chunk(digest)
-                    if row is not None and row[0] in packs and not self._chunks.pending(digest):
-                        again = partial(self._chunks.put_again, digest)
-                        await self._disk.write(self._store.with_reserve, again)
-                        stored = True
-            finally:
-                file.gate.give()
-        return stored
 
     async def seal_inode(self, ino: Ino) -> None:
         """End the session of an inode, if there is one, before something else happens to it."""
@@ -679,48 +466,5 @@ class Content:
         return {
             "open_files": len(self._files),
             "write_sessions": sessions,
-            "dirty_bytes": self._dirty_bytes,
+            "dirty_bytes": self.staging.dirty_bytes,
         }
-
-
-def _extents(spans: list[tuple[int, int]], digests: list[Digest]) -> list[Extent]:
-    return [
-        Extent(start, length, digest, 0)
-        for (start, length), digest in zip(spans, digests, strict=True)
-    ]
-
-
-async def read_extents(store: Store, extents: list[Extent], offset: int, length: int) -> bytes:
-    """Return the bytes of a range from extents; what none covers is zero.
-
-    Args:
-        extents: Later ones cover earlier ones where they overlap.
-    """
-    end = offset + length
-    if len(extents) == 1 and extents[0].start <= offset and extents[0].end >= end:
-        extent = extents[0]
-        data = await _read_extent(store, extent, offset, length)
-        return bytes(data) if isinstance(data, memoryview) else data
-    content = bytearray(length)
-    for extent in extents:
-        start, stop = max(offset, extent.start), min(end, extent.end)
-        if start < stop:
-            data = await _read_extent(store, extent, start, stop - start)
-            content[start - offset : stop - offset] = data
-    return bytes(content)
-
-
-async def _read_extent(store: Store, extent: Extent, offset: int, length: int) -> View:
-    """Return bytes of a file that are in an extent."""
-    chunks, digest = store.chunks, extent.digest
-    at = extent.chunk_offset + offset - extent.start
-    data = chunks.read_resident(digest, at, length)
-    if data is not None:
-        return data
-    try:
-        return await store.disk.read(chunks.read, digest, at, length)
-    except errors.MissingChunk:
-        # Not with the disk's deadline, and not in its threads: a server is no disk that hangs.
-        if not await store.sources.bring(digest):
-            raise
-    return await store.disk.read(chunks.read, digest, at, length)

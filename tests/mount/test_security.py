@@ -18,7 +18,7 @@ import pytest
 from nexus_engine import errors
 from nexus_engine.commands import Request, ignore_progress
 from nexus_engine.engine import Engine
-from nexus_engine.fs import content
+from nexus_engine.fs import content, staging
 from nexus_engine.fs.files import Handle
 from nexus_engine.store import Store
 from nexus_engine.types import ROOT_INO, Actor, Name
@@ -312,8 +312,8 @@ async def test_pieces_of_a_removed_file_are_joined_and_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(content, "SESSION_EXTENTS_MAX", 16)
-    monkeypatch.setattr(content, "JOINED_PIECES", 64)
-    monkeypatch.setattr(content, "UNNAMED_PIECES_MAX", 200)
+    monkeypatch.setattr(staging, "JOINED_PIECES", 64)
+    monkeypatch.setattr(staging, "UNNAMED_PIECES_MAX", 200)
     actor = Actor(0, 0, 1, command="a")
     Store.create(tmp_path / "store", actor).close()
     engine = Engine.start(tmp_path / "store")

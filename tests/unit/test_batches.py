@@ -295,7 +295,7 @@ async def test_gc_waits_for_a_batch_that_relies_on_what_goes(
         tasks.start_soon(batch, world, ("new", same))
         await stored.wait()
         tasks.start_soon(collect)
-        naming = world.engine.content.naming
+        naming = world.engine.content.staging.naming
         while naming._event is None and not collected:  # noqa: ASYNC110
             await anyio.sleep(0.005)
         assert gc_queries.retiring_numbers(world.database.connection)
