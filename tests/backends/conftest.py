@@ -173,8 +173,8 @@ def make_s3_bucket(server: Server) -> None:
     there = (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou)
     with contextlib.suppress(*there):
         client.create_bucket(Bucket=BUCKET)
-        # The first object of all takes SeaweedFS seconds.
-        client.put_object(Bucket=BUCKET, Key="first", Body=b"")
+    # The first object of all takes SeaweedFS seconds, also where another worker is waiting for it.
+    client.put_object(Bucket=BUCKET, Key="first", Body=b"")
     client.close()
 
 
