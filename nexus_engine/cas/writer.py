@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nexus_engine.backends.base import View
-from nexus_engine.backends.files import OpenFile, sync_directory, translate
+from nexus_engine.backends.files import OpenFile, begin_write_back, sync_directory, translate
 from nexus_engine.cas.pack import (
     PACK_HEADER_SIZE,
     PACK_SIZE,
@@ -23,6 +23,8 @@ from nexus_engine.errors import EngineError, ObjectNotFound, ObjectStoreFailed
 
 _IOV_MAX = 1024
 """Buffers that Linux takes in one pwritev(2)."""
+_STREAM_BYTES = 256 * 1024
+"""Of one append: more like it come, and write-back begins while they do."""
 
 
 class PackWriter:
@@ -101,6 +103,8 @@ class PackWriter:
                 self._cut()
             raise translate(error, f"append to {self.path}") from error
         self._torn = False
+        if end - self.length >= _STREAM_BYTES:
+            begin_write_back(self._file.fd, self.length, end - self.length)
         self.length = end
         return offsets
 
