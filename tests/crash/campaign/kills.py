@@ -146,6 +146,8 @@ class Campaign:
         if not points and self.figures.rounds % 2:
             self._emptier = self._start_emptier()
         self._await_promises(manifests, programs, self._rng.randrange(1, 40 * len(kinds)))
+        if self._emptier is not None and self._rng.random() < 0.5:
+            wait_until(lambda: self._count_emptied() > self.figures.emptied, "a pack", TIMEOUT_S)
         amid = [point for point in points if not FAILPOINTS[point].at_start]
         if amid:
             self._daemon.arm()
@@ -267,7 +269,10 @@ class Campaign:
             self._emptier.kill()
             self._emptier.wait(TIMEOUT_S)
             self._emptier = None
-            self.figures.emptied = self._emptied.read_bytes().count(b"\n")
+            self.figures.emptied = self._count_emptied()
+
+    def _count_emptied(self) -> int:
+        return self._emptied.read_bytes().count(b"\n")
 
     def _await_promises(
         self, manifests: Path, programs: Mapping[str, subprocess.Popen[bytes]], wanted: int
