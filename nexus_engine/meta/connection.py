@@ -118,6 +118,9 @@ class Connection:
         except apsw.Error as error:
             raise translate(error) from error
         self.execute = self._db.execute
+        self._execute = self._db.cursor().execute
+        """Always with the same cursor: a new one for each costs as much as a short statement. What
+        is left of the answer would hold SQLite's locks until the next one, so all is fetched."""
         self.intervene: Callable[[], None] | None = None
         """Called before something is changed that is no part of the transaction that is open."""
         self.resume: Callable[[], None] | None = None
@@ -157,16 +160,17 @@ class Connection:
         if self.resume is not None:
             self.resume()
         try:
-            return self.execute(sql, arguments).fetchone()
+            rows = self._execute(sql, arguments).fetchall()
         except _FAILURES as error:
             raise self._translate(error) from error
+        return rows[0] if rows else None
 
     def all(self, sql: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return every row; for results whose size is bounded by their question."""
         if self.resume is not None:
             self.resume()
         try:
-            return self.execute(sql, arguments).fetchall()
+            return self._execute(sql, arguments).fetchall()
         except _FAILURES as error:
             raise self._translate(error) from error
 
@@ -192,7 +196,7 @@ class Connection:
     def change(self, sql: str, arguments: tuple[Any, ...] = ()) -> None:
         """Run a statement as part of the transaction that is open."""
         try:
-            self.execute(sql, arguments)
+            self._execute(sql, arguments)
         except apsw.Error as error:
             raise self._translate(error) from error
 

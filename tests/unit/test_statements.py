@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import apsw
 
+from nexus_engine.meta.connection import Connection
 from tests.unit.worlds import World
 
 
@@ -38,3 +39,16 @@ async def test_a_statement_is_planned_once_whatever_it_is_asked(world: World) ->
     finally:
         connection.authorizer = None
     assert planned == []
+
+
+async def test_what_was_asked_holds_no_lock_afterwards(world: World) -> None:
+    """sqlite.org/wal.html: a query not read to its end keeps the log from beginning anew."""
+    connection = world.database.connection
+    other = Connection(connection.path)
+    for ask in (connection.one, connection.all):
+        await world.write("file", b"something for the log")
+        world.store.settle()
+        assert ask("SELECT seq FROM oplog")
+        other.checkpoint(restart=True)
+        assert connection.wal_bytes() == 0
+    other.close()
