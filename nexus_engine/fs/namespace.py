@@ -256,9 +256,7 @@ def rename(
     moved = moved._replace(ctime_ns=tx.now_ns, from_seq=tx.seq)
     tx.put_inode(moved)
     tx.add_dentry(new_parent, new_name, moved)
-    moved_directory = 1 if moved.is_dir else 0
-    tx.touch_directory(parent, subdirectories=-moved_directory)
-    tx.touch_directory(new_parent, subdirectories=moved_directory - lost_directory)
+    _touch_both(tx, parent, new_parent, int(moved.is_dir), lost_directory)
     if moved.is_dir:
         tx.forget_paths()
     tx.commit(Change("rename", moved.ino, path, new_path, details))
@@ -289,13 +287,25 @@ def _exchange(
     tx.put_inode(second)
     tx.add_dentry(new_parent, new_name, first)
     tx.add_dentry(parent, name, second)
-    difference = int(second.is_dir) - int(first.is_dir)
-    tx.touch_directory(parent, subdirectories=difference)
-    tx.touch_directory(new_parent, subdirectories=-difference)
+    _touch_both(tx, parent, new_parent, int(first.is_dir) - int(second.is_dir))
     tx.forget_paths()
     details = {"exchanged": second.ino}
     tx.commit(Change("exchange", first.ino, path, new_path, details))
     return first, second
+
+
+def _touch_both(tx: Transaction, parent: Ino, new_parent: Ino, moved: int, lost: int = 0) -> None:
+    """Touch the directories of a move, which may be one.
+
+    Args:
+        moved: Subdirectories that went from the first to the second.
+        lost: Subdirectories that were replaced in the second.
+    """
+    if parent != new_parent:
+        tx.touch_directory(parent, subdirectories=-moved)
+        tx.touch_directory(new_parent, subdirectories=moved - lost)
+    else:
+        tx.touch_directory(parent, subdirectories=-lost)
 
 
 def get_directory(tx: Transaction, ino: Ino) -> Inode:

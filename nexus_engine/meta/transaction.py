@@ -72,6 +72,8 @@ class Transaction(Reader):
         self._paths: dict[Ino, Path] = {ROOT_INO: Path(b"")}
         self._actors: dict[Actor, int] = {}
         self._dirty = False
+        self._child_change = NO_INO, self._head_seq
+        """The last directory, and the operation, of which it was noted that names changed."""
         self._statements: list[tuple[str, tuple[Any, ...]]] = []
         """What the operation ran so far."""
         self._opaque = False
@@ -110,6 +112,7 @@ class Transaction(Reader):
         self.seq = Seq(self._head_seq + 1)
         self.now_ns = self._clock.time_ns()
         self._dirty = False
+        self._child_change = NO_INO, self.seq
         if self._accounts is not None:
             self._accounts.begin()
         if self._waits:
@@ -463,7 +466,7 @@ class Transaction(Reader):
         self.touch(inode.ino)
         kind = inode.mode & 0o170000
         self._run(sql.ADD_DENTRY, (parent, name_hash(name), name, inode.ino, kind, self.seq))
-        self._run(sql.ADD_CHILD_CHANGE, (parent, self.seq))
+        self._note_child_change(parent)
         self._known.note_named(parent, name, inode.ino)
 
     def remove_dentry(self, parent: Ino, name: Name) -> None:
@@ -473,8 +476,15 @@ class Transaction(Reader):
             self._accounts.name_goes(*key)
         self._run(sql.BURY_DENTRY, (*key, self.seq))
         self._run(sql.DROP_DENTRY, key)
-        self._run(sql.ADD_CHILD_CHANGE, (parent, self.seq))
+        self._note_child_change(parent)
         self._known.note_unnamed(parent, name)
+
+    def _note_child_change(self, parent: Ino) -> None:
+        """Note that names in a directory changed: once, where an operation changes several."""
+        change = parent, self.seq
+        if change != self._child_change:
+            self._child_change = change
+            self._run(sql.ADD_CHILD_CHANGE, change)
 
     # -- content --
 
