@@ -23,6 +23,8 @@ from pathlib import Path
 
 import pytest
 
+from benchlib.seaweedfs import free_ports, remove_sockets, weed_command
+
 ACCESS_KEY, SECRET_KEY = "nexus", "nexussecret"
 READY_S = 60
 _PR_SET_PDEATHSIG = 1
@@ -38,18 +40,10 @@ class Server:
 
 
 def seaweedfs_command(directory: Path, port: int) -> list[str]:
-    """S3, conditional requests included. Source: ``weed server -h``."""
-    ports = iter(free_ports(7))
-    options = {
-        "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "dir": directory,
-        "master.port": next(ports), "master.port.grpc": next(ports), "master.telemetry": "false",
-        "master.volumeSizeLimitMB": 512, "volume.max": 16,
-        "volume.port": next(ports), "volume.port.grpc": next(ports),
-        "filer": "true", "filer.port": next(ports), "filer.port.grpc": next(ports),
-        "s3": "true", "s3.port": port, "s3.port.grpc": next(ports),
-        "s3.port.iceberg": 0, "s3.port.lance": 0, "s3.autoCreateBucket": "false",
-    }  # fmt: skip
-    return [str(_BIN / "weed"), "server", *[f"-{name}={value}" for name, value in options.items()]]
+    """S3, conditional requests included."""
+    return weed_command(
+        directory, port, master_volumeSizeLimitMB=512, volume_max=16, s3_autoCreateBucket="false"
+    )
 
 
 def rclone_command(directory: Path, port: int) -> list[str]:
@@ -109,18 +103,6 @@ def s3_environment() -> dict[str, str]:
     }
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on; held together, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
 @contextmanager
 def _shared(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     base = tmp_path_factory.getbasetemp()
@@ -139,8 +121,9 @@ def _shared(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
 def _start_keeper(name: str, directory: Path) -> None:
     command = [sys.executable, __file__, name, str(directory)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as keeper:
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as keeper:  # fmt: skip
         assert keeper.stdout is not None
         said = keeper.stdout.readline()
         assert said == "ready\n", (directory / "log").read_text()
@@ -152,9 +135,10 @@ def _keep(name: str, directory: Path) -> None:
     content = directory / "content"
     content.mkdir(exist_ok=True)
     port = free_ports(1)[0]
+    command = COMMANDS[name](content, port)
     with (directory / "log").open("w") as log, (directory / "users").open("a") as users:
         server = subprocess.Popen(
-            COMMANDS[name](content, port), stdout=log, stderr=log, preexec_fn=_die_with_parent,
+            command, stdout=log, stderr=log, preexec_fn=_die_with_parent,
             env=os.environ | s3_environment(), cwd=directory,
         )  # fmt: skip
         try:
@@ -167,6 +151,7 @@ def _keep(name: str, directory: Path) -> None:
         finally:
             server.kill()
             server.wait()
+            remove_sockets(command)
             shutil.rmtree(content, ignore_errors=True)
 
 

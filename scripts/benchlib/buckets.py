@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import ClassVar, NamedTuple
 
 from benchlib.peers import JUICEFS, apt_install, home, last_line, run
 from benchlib.report import align, number
+from benchlib.seaweedfs import free_ports, remove_sockets, weed_command
 from benchlib.systems import Unavailable, default_nexus_ctl, is_mounted, remove_base, warn
 from benchlib.worker import DROP_CACHES
 
@@ -63,20 +63,12 @@ class Server:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._port, self._metrics, *others = _free_ports(9)
+        self._port, self._metrics = free_ports(2)
         self.endpoint = f"http://127.0.0.1:{self._port}"
-        options: dict[str, object] = {
-            "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "dir": directory,
-            "master.port": others[0], "master.port.grpc": others[1], "master.telemetry": "false",
-            "volume.port": others[2], "volume.port.grpc": others[3], "volume.max": 64,
-            "filer": "true", "filer.port": others[4], "filer.port.grpc": others[5],
-            "s3": "true", "s3.port": self._port, "s3.port.grpc": others[6],
-            "s3.port.iceberg": 0, "s3.port.lance": 0,
-            "metricsPort": self._metrics, "metricsIp": "127.0.0.1",
-            "master.volumeSizeLimitMB": 1024,
-        }  # fmt: skip
-        program = Path(sys.executable).with_name("weed")
-        self._command = [str(program), "server", *(f"-{k}={v}" for k, v in options.items())]
+        self._command = weed_command(
+            directory, self._port, volume_max=64, master_volumeSizeLimitMB=1024,
+            metricsPort=self._metrics, metricsIp="127.0.0.1",
+        )  # fmt: skip
 
     @contextmanager
     def running(self) -> Iterator[Server]:
@@ -85,8 +77,9 @@ class Server:
         with log.open("wb") as output:
             try:
                 process = subprocess.Popen(
-                    self._command, stdout=output, stderr=output, env=os.environ | KEYS
-                )
+                    self._command, stdout=output, stderr=output, env=os.environ | KEYS,
+                    cwd=self._directory,
+                )  # fmt: skip
             except FileNotFoundError:
                 raise Unavailable("there is no weed here: scripts/setup --dev") from None
         try:
@@ -95,6 +88,7 @@ class Server:
         finally:
             process.kill()
             process.wait()
+            remove_sockets(self._command)
 
     def make_bucket(self, name: str) -> None:
         import boto3
@@ -228,7 +222,7 @@ class Rclone(Client):
     def _set_up(self) -> None:
         if not self._program().exists():
             raise Unavailable("there is no rclone here: scripts/setup --dev")
-        (self._port,) = _free_ports(1)
+        (self._port,) = free_ports(1)
 
     def _command(self) -> list[str]:
         return [
@@ -519,17 +513,6 @@ def _wait(
         if process.poll() is not None or time.monotonic() > deadline:
             raise Unavailable(f"{what} did not start: {last_line(log)}")
         time.sleep(0.05)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _drop_caches() -> None:

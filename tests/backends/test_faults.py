@@ -13,6 +13,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from benchlib.seaweedfs import free_ports
 from nexus_engine.backends.bucket import Bucket, ObjectInfo
 from nexus_engine.backends.urls import open_bucket
 from nexus_engine.errors import (
@@ -24,7 +25,7 @@ from nexus_engine.errors import (
 )
 from tests.backends.conftest import BUCKET, make_gcs_bucket, make_s3_bucket
 from tests.backends.proxy import Fault, Proxy
-from tests.servers import Server, free_ports
+from tests.servers import Server
 
 pytestmark = pytest.mark.usefixtures("in_parts")
 

@@ -16,12 +16,13 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
+from benchlib.seaweedfs import free_ports, remove_sockets
 from tests.backends.conftest import BUCKET, make_s3_bucket
 from tests.backends.proxy import Fault, Proxy
 from tests.backends.writing import Writer
 from tests.mount.buckets import BucketMount
 from tests.mount.waiting import wait_until
-from tests.servers import COMMANDS, Server, free_ports, s3_environment
+from tests.servers import COMMANDS, Server, s3_environment
 
 DEADLINE_S, UPLOAD_LIMIT_S = 4, 10
 LATEST_S = UPLOAD_LIMIT_S + 2 * DEADLINE_S + 5
@@ -52,14 +53,16 @@ class S3Process:
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, env=os.environ | s3_environment()
-            )
+                self._command, stdout=log, stderr=log, env=os.environ | s3_environment(),
+                cwd=self._content,
+            )  # fmt: skip
         wait_until(self._stores, "starting", 60)
 
     def kill(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
+        remove_sockets(self._command)
 
     def _stores(self) -> bool:
         try:
