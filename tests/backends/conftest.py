@@ -50,6 +50,9 @@ class Place:
     capabilities: Capability
     keys: dict[str, Key]
     """Where they are not kept."""
+    one_time: bool = True
+    """An object has one time, which a listing and a look at it tell, to the second at least. Else
+    one tells when the request came, and the other when the object was there."""
 
 
 _ORDERED = Capability.ORDERED_LISTING | Capability.COPY
@@ -64,7 +67,7 @@ _A_TREE = dict.fromkeys(("a//b", "/a", "a/", "a\\b"), Key.MERGED) | {"long": Key
 PLACES = [
     Place("directory", _ORDERED | _CONDITIONAL, _NO_PATHS),
     Place("seaweedfs", Capability.COPY | _CONDITIONAL, _A_TREE),
-    Place("rclone", _ORDERED, _NO_PATHS | {"a/": Key.MERGED, "long": Key.HALF}),
+    Place("rclone", _ORDERED, _NO_PATHS | {"a/": Key.MERGED, "long": Key.HALF}, one_time=False),
     Place("fake-gcs", _ORDERED | Capability.CONDITIONAL_PUT, {}),
     Place("google", _ORDERED | _CONDITIONAL, {}),
     Place("fake-drive", _ORDERED | Capability.VERSIONS | Capability.CHANGE_FEED, _FOLDERS),
