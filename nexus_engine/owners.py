@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nexus_engine.backends.files import translate
+from nexus_engine.backends.files import lock_within, translate
 from nexus_engine.errors import EngineError
 
 _SUFFIX = ".lock"
@@ -230,22 +230,9 @@ def one_recovery(peers: Path) -> Iterator[bool]:
     except OSError as error:
         raise translate(error, f"use {peers}") from error
     try:
-        yield _lock_soon(fd)
+        yield lock_within(fd, DYING_LIMIT_S)
     finally:
         os.close(fd)
-
-
-def _lock_soon(fd: int) -> bool:
-    deadline_s = time.monotonic() + DYING_LIMIT_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline_s:
-                return False
-            time.sleep(0.005)
-        else:
-            return True
 
 
 def _is_dying(pid: int) -> bool:

@@ -15,7 +15,6 @@ bucket are in neither and stay where they are: they are sent to wherever packs l
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nexus_engine import errors
-from nexus_engine.backends.files import sync_directory
+from nexus_engine.backends.files import lock_within, sync_directory
 from nexus_engine.backends.home import read_mark, require_mark
 from nexus_engine.backends.remote import CACHE_NAME, RemoteObjectStore
 from nexus_engine.backends.urls import open_bucket, parse
@@ -138,10 +137,8 @@ def _one_at_a_time(path: Path) -> Iterator[Path]:
         directory.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise errors.StoreBusy("another process is moving the packs of this store") from None
+        if not lock_within(fd, 0):
+            raise errors.StoreBusy("another process is moving the packs of this store")
         yield directory
         with suppress(OSError):
             directory.rmdir()
