@@ -27,6 +27,7 @@ from nexus_engine.fs.files import Handle
 from nexus_engine.fs.reading import read_extents
 from nexus_engine.history.moments import require_whole
 from nexus_engine.history.versions import require_still_there
+from nexus_engine.meta import lazy_queries
 from nexus_engine.meta.database import Database
 from nexus_engine.meta.reader import AsOfReader, Listed, View
 from nexus_engine.meta.transaction import Transaction
@@ -358,7 +359,7 @@ class Engine:
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             attached = self.store.database.attached
             attached.require_writable(ino)
-            if not flags & os.O_TRUNC and attached.around(ino):
+            if not flags & os.O_TRUNC and attached.roots:
                 await self._bring(inode)
         lost = set_ids_lost(inode, actor, groups) if flags & os.O_TRUNC else 0
         if lost:
@@ -379,12 +380,15 @@ class Engine:
         """Have all of a file here, if it is small, before some of it is changed.
 
         Of one that others change meanwhile the rest would be gone, and in a conflict with theirs
-        ours would be half a file.
+        ours would be half a file. It may be outside of the attachment: in a workspace, a copy.
         """
         if 0 < inode.size <= _BROUGHT_BYTES:
+            connection = self.store.database.connection
             with contextlib.suppress(errors.BackendError):  # it can be written to all the same
                 for extent in self.reader.extents(inode.ino, 0, inode.size):
-                    await self.store.sources.bring(extent.digest)
+                    chunk = lazy_queries.find(connection, extent.digest)
+                    if chunk is not None and chunk.content is None:
+                        await self.store.sources.bring(extent.digest)
 
     async def read(self, handle: Handle, offset: int, length: int) -> bytes:
         return await self.content.read(handle, offset, length)

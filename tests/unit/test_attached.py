@@ -350,6 +350,18 @@ async def test_a_workspace_over_an_attachment_is_lazy_as_well(attached: Attached
     assert attached.there()["one"] == b"from w\n"
 
 
+async def test_a_file_that_is_appended_to_in_a_workspace_is_whole_whatever_others_do(
+    attached: Attached,
+) -> None:
+    attached.add()
+    attached.ask("workspace-create", name="w", over="data")
+    world = attached.world
+    await world.patch("workspaces/w/one", 2, b"more\n")
+    attached.put("one", b"theirs")
+    attached.refresh()
+    assert world.read("workspaces/w/one") == b"1\nmore\n"
+
+
 async def test_a_dump_has_what_is_attached(attached: Attached, tmp_path: FilePath) -> None:
     attached.add()
     world = attached.world
