@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from nexus_engine import errors
 from nexus_engine.fs.namespace import add_inode, check_name
-from nexus_engine.history.subtrees import remove_tree
+from nexus_engine.history.subtrees import make_directories, remove_directory
 from nexus_engine.meta import attachment_queries
 from nexus_engine.meta.attachment_queries import Attachment
 from nexus_engine.meta.transaction import Transaction
@@ -28,16 +28,19 @@ class Wanted(NamedTuple):
     capabilities: int
 
 
-def attach(tx: Transaction, at: Path, wanted: Wanted) -> Attachment:
+def attach(tx: Transaction, at: Path, wanted: Wanted, *, make_parents: bool = False) -> Attachment:
     """Rule: make a directory the place of a source. What is there comes in later.
 
     Args:
         at: A new name in a directory that is there, or an empty directory.
+        make_parents: Directories on the way that are missing are made.
 
     Raises:
         NotFound, NotADirectory, DirectoryNotEmpty, AlreadyExists, InvalidArgument.
         InUse: It is in an attachment, or is one.
     """
+    if make_parents:
+        make_directories(tx, Path(at.rpartition(b"/")[0]))
     directory = _place(tx, at)
     number = attachment_queries.next_number(tx.connection)
     attachment = Attachment(
@@ -93,19 +96,13 @@ def detach(tx: Transaction, attachment: Attachment, keep: Container[Ino] = ()) -
     Raises:
         NotFound: It is gone.
     """
-    names = tx.dentries_of(attachment.ino)
-    if not names:
-        raise errors.NotFound("it is attached no more")
-    parent, name = names[0].parent, names[0].name
-    path = tx.path_of(parent, name)
-    inode, count = tx.get_inode(attachment.ino), 0
     with tx.by_source():
-        for gone in remove_tree(tx, parent, name, inode, path, keep):
-            tx.add_touched(gone.inode.ino, gone.parent, gone.name)
-            count += 1
+        removed = remove_directory(tx, attachment.ino, keep)
+        if removed is None:
+            raise errors.NotFound("it is attached no more")
+        path, count = removed
         details = {"url": attachment.url, "removed": count}
         seq = tx.commit(Change("detach", attachment.ino, path, None, details))
-    tx.forget_paths()
     tx.attached.forget()
     return seq
 

@@ -145,9 +145,10 @@ class WorkspaceArguments(Arguments, frozen=True):
 
 
 class MakeWorkspaceArguments(WorkspaceArguments, frozen=True):
-    """A workspace over the directory ``over``, at the path ``at``."""
+    """A workspace over the directory ``over``, or what is at ``url``, at the path ``at``."""
 
     over: str = ""
+    url: str | None = None
     at: str | None = None
 
 

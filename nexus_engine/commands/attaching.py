@@ -7,7 +7,7 @@ import re
 from contextlib import closing
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from nexus_engine import errors
@@ -42,8 +42,23 @@ SHOWN_MAX = 1000
 """Files that are not at the source, odd keys and conflicts that a reply names."""
 
 
+class Attached(NamedTuple):
+    made: Attachment
+    objects: int
+
+
 def add(work: Work, args: MountsAddArguments) -> Reply:
     """Attach a source at a path, and show what is there."""
+    done = attach_at(work, args)
+    return _facts(work, done.made) | {"added": done.objects}
+
+
+def attach_at(work: Work, args: MountsAddArguments, *, make_parents: bool = False) -> Attached:
+    """Attach a source at a path, once what is there is known to be reachable and nobody's packs.
+
+    Args:
+        make_parents: Directories on the way that are missing are made.
+    """
     require_keeper(work.store, work.actor)
     _require_own_rights(work)
     store = work.store
@@ -62,14 +77,14 @@ def add(work: Work, args: MountsAddArguments) -> Reply:
             _require_no_packs(bucket)
             capabilities = bucket.probe()
     wanted = Wanted(args.url, options, args.read_only, interval_s, capabilities.value)
-    made = store.transact(attach, work.actor, to_path(args.path), wanted)
+    made = store.transact(attach, work.actor, to_path(args.path), wanted, make_parents=make_parents)
     try:
         with turn(store, made):
             done = Refreshing(store, made, work.keep, progress=work.progress).run(first=True)
     except errors.EngineError:
         store.transact(detach, work.actor, made, work.keep)
         raise
-    return _facts(work, made) | {"added": done.added}
+    return Attached(made, done.added)
 
 
 def _require_own_rights(work: Work) -> None:
@@ -185,10 +200,10 @@ def remove(work: Work, args: MountsRemoveArguments) -> Reply:
     reply = _facts(work, attachment)
     if reply["waiting"] and not args.force:
         exchange(work.store, attachment, keep=work.keep, refresh=False)
-        waiting = _waiting(work, attachment)
-        if waiting:
+        left = waiting(work, attachment)
+        if left:
             raise errors.InUse(
-                f"{waiting} changes are not at the source, which nexus-ctl mounts info tells more"
+                f"{left} changes are not at the source, which nexus-ctl mounts info tells more"
                 " about; --force leaves them to the past"
             )
     seq = work.store.transact(detach, work.actor, attachment, work.keep)
@@ -219,12 +234,13 @@ def _facts(work: Work, attachment: Attachment) -> dict[str, Any]:
         "read_only": attachment.read_only,
         "interval_s": attachment.interval_s,
         "listed": iso_time(attachment.listed_ns) if attachment.listed_ns else None,
-        "waiting": _waiting(work, attachment),
+        "waiting": waiting(work, attachment),
         "trouble": attachment.trouble or None,
     }
 
 
-def _waiting(work: Work, attachment: Attachment) -> int:
+def waiting(work: Work, attachment: Attachment) -> int:
+    """Return how many objects are not yet what the files here are."""
     return work.store.look(partial(count_waiting, attachment=attachment))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nexus_engine import errors
-from nexus_engine.commands import Reply, Work
+from nexus_engine.commands import Reply, Work, outside
 from nexus_engine.commands.arguments import (
     ApplyArguments,
     MakeWorkspaceArguments,
@@ -21,7 +21,11 @@ from nexus_engine.commands.walking import find, groups_of, is_keeper, may_list, 
 from nexus_engine.history.subtrees import join
 from nexus_engine.history.workspaces.applying import apply_workspace
 from nexus_engine.history.workspaces.changes import Item, Plan, plan_apply, resolved
-from nexus_engine.history.workspaces.lifecycle import discard_workspace, make_workspace
+from nexus_engine.history.workspaces.lifecycle import (
+    check_workspace_name,
+    discard_workspace,
+    make_workspace,
+)
 from nexus_engine.history.workspaces.merging import Merged, merge_conflicts, store_merged
 from nexus_engine.history.workspaces.reviewing import patch_of
 from nexus_engine.meta import workspace_queries
@@ -33,16 +37,22 @@ PATCH_BYTES = 8 << 20
 """Of text in one reply to ``diff``, about; who wants more asks again."""
 PATCHES_MAX = 10_000
 _NOTHING_DONE = {"seq": None, "dry_run": True}
-DIRECTORY = "workspaces"
-"""Where a workspace is that nobody chose a place for."""
 
 
 def create(work: Work, args: MakeWorkspaceArguments) -> Reply:
     """Let a new directory begin as another one is now."""
-    path, base = find(work.store, args.over, work.actor)
-    require(work.store.reader, base, READ | SEARCH, path, work.actor)
-    at = to_path(args.at if args.at is not None else f"{DIRECTORY}/{args.name}")
+    at = to_path(args.at if args.at is not None else f"{outside.DIRECTORY}/{args.name}")
+    check_workspace_name(args.name)
     _require_place(work, at)
+    if args.url is None:
+        return _create(work, args, args.over, at)
+    with outside.base_at(work, args.url) as over:
+        return _create(work, args, over, at)
+
+
+def _create(work: Work, args: MakeWorkspaceArguments, over: str, at: Path) -> Reply:
+    path, base = find(work.store, over, work.actor)
+    require(work.store.reader, base, READ | SEARCH, path, work.actor)
     made = work.store.transact(make_workspace, work.actor, args.name, base.ino, at)
     return _facts(work, made)
 
@@ -103,6 +113,9 @@ def diff(work: Work, args: PatchArguments) -> Reply:
 def apply(work: Work, args: ApplyArguments) -> Reply:
     """Carry what changed in a workspace over into the base; conflicts are left alone."""
     found = named(work, args.name)
+    source = outside.attachment_of(work, found)
+    if source is not None:
+        outside.refresh(work, source)
     merged: dict[Ino, Merged] = {}
     if args.dry_run or args.merge:
         plan = _plan(work, found, args)
@@ -125,8 +138,10 @@ def apply(work: Work, args: ApplyArguments) -> Reply:
     )
     digests = [extent.digest for each in stored.values() for extent in each.extents]
     work.store.chunks.forget_pending(digests)
-    facts = _facts(work, found) | _items(_Shown(work, found), done.items)
-    return facts | {"seq": done.seq, "dry_run": False}
+    reply = _facts(work, found) | _items(_Shown(work, found), done.items)
+    if source is not None and done.seq is not None:
+        reply["source"] = outside.push(work, source)
+    return reply | {"seq": done.seq, "dry_run": False}
 
 
 def _plan(work: Work, workspace: Workspace, args: ReviewArguments) -> Plan:
@@ -201,8 +216,11 @@ def discard(work: Work, args: WorkspaceArguments) -> Reply:
     """Remove a workspace, with what was not applied of it."""
     found = named(work, args.name)
     reply = _facts(work, found)
-    seq = work.store.transact(discard_workspace, work.actor, found, keep=work.keep)
-    return reply | {"seq": seq}
+    attached = outside.unneeded(work, found)
+    seq = work.store.transact(
+        discard_workspace, work.actor, found, keep=work.keep, attached=attached
+    )
+    return reply | {"seq": seq, "detached": attached is not None}
 
 
 def named(work: Work, name: str) -> Workspace:
@@ -221,10 +239,12 @@ def named(work: Work, name: str) -> Workspace:
 def _facts(work: Work, workspace: Workspace) -> dict[str, Any]:
     reader = work.store.reader
     path, base = reader.find_path(workspace.ino), reader.find_path(workspace.base_ino)
+    over = None if base is None else _shown_to(work, base)
     return {
         "name": workspace.name,
         "path": to_text(path or b""),
-        "over": None if base is None else _shown_to(work, base),
+        "over": over,
+        "url": None if over in (None, HIDDEN) else outside.url_of(work, workspace),
         "as_of": workspace.base_seq,
         "uid": workspace.uid,
     }

@@ -89,6 +89,10 @@ def unified_diff(store: Store, path: Path, from_seq: Seq, to_seq: Seq) -> Iterat
     yield from patch(old, new, shown[0], shown[1])
 
 
+GONE = (errors.ObjectChanged, errors.ObjectNotFound)
+"""What others overwrote, or removed, at a source before anybody had read it here."""
+
+
 def patch(
     old: str | None, new: str | None, old_name: str | None, new_name: str | None
 ) -> Iterator[str]:
@@ -102,7 +106,7 @@ def patch(
         return
     if old is None or new is None:
         names = " and ".join(name for name in (old_name, new_name) if name is not None)
-        yield f"Files {names} differ (binary, or too long)\n"
+        yield f"Files {names} differ (binary, too long, or gone at the source)\n"
         return
     lines = difflib.unified_diff(
         list(io.StringIO(old)),  # splits at line feeds only
@@ -334,12 +338,15 @@ def _side(store: Store, path: Path, seq: Seq) -> _Side | None:
 
 
 def read_text(store: Store, view: View, inode: Inode) -> str | None:
-    """Return a file's text, ``None`` where it is none or too much of it."""
+    """Return a file's text, ``None`` where it is none or too much of it, or it cannot be had."""
     if inode.target is not None:
         return inode.target.decode(errors="backslashreplace") + "\n"
     if not inode.is_file or inode.size > TEXT_MAX_BYTES:
         return None
-    content = read_content(store, view, inode, 0, inode.size)
+    try:
+        content = read_content(store, view, inode, 0, inode.size)
+    except GONE:
+        return None
     if not is_text(content) or content.count(b"\n") > TEXT_MAX_LINES:
         return None
     return content.decode(errors="backslashreplace")

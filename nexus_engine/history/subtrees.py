@@ -1,14 +1,17 @@
-"""Parts of operations that change many things: removing a subtree, putting content and xattrs."""
+"""Parts of operations that change many things: directories of a path, subtrees, content, xattrs."""
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
-from nexus_engine.fs.namespace import drop_link
+from nexus_engine import errors
+from nexus_engine.fs.namespace import add_inode, check_name, drop_link
 from nexus_engine.meta.reader import Listed, View
 from nexus_engine.meta.transaction import Transaction
-from nexus_engine.types import SIZE_MAX, Extent, Ino, Inode, Name, Path
+from nexus_engine.permissions import acl
+from nexus_engine.types import ROOT_INO, SIZE_MAX, Extent, Ino, Inode, Name, Path
 
 _PAGE = 512
 
@@ -51,6 +54,46 @@ def remove_tree(
             drop_link(tx, tx.get_inode(inode.ino), keep)
         tx.touch_directory(parent, subdirectories=-1 if inode.is_dir else 0)
         yield doomed
+
+
+def make_directories(tx: Transaction, path: Path) -> Inode:
+    """Return the directory at a path; those on the way that are missing are made, and it.
+
+    Raises:
+        NotADirectory, InvalidName, NameTooLong.
+    """
+    directory, so_far = tx.get_inode(ROOT_INO), Path(b"")
+    for part in path.split(b"/") if path else ():
+        so_far = join(so_far, part)
+        found = tx.find_child(directory.ino, Name(part))
+        if found is None:
+            check_name(part)
+            default = tx.find_xattr(directory.ino, acl.DEFAULT)
+            found = add_inode(tx, directory, default, Name(part), stat.S_IFDIR | 0o755)
+            tx.touch_directory(directory.ino, subdirectories=1)
+            tx.add_touched(found.ino, directory.ino, Name(part))
+        if not found.is_dir:
+            raise errors.NotADirectory("/" + so_far.decode(errors="backslashreplace"))
+        directory = found
+    return directory
+
+
+def remove_directory(tx: Transaction, ino: Ino, keep: Container[Ino]) -> tuple[Path, int] | None:
+    """Remove a directory with everything in it; return where it was, and how many names went.
+
+    Returns:
+        ``None``: it is gone already.
+    """
+    names = tx.dentries_of(ino)
+    if not names:
+        return None
+    parent, name = names[0].parent, names[0].name
+    path, count = tx.path_of(parent, name), 0
+    for gone in remove_tree(tx, parent, name, tx.get_inode(ino), path, keep):
+        tx.add_touched(gone.inode.ino, gone.parent, gone.name)
+        count += 1
+    tx.forget_paths()
+    return path, count
 
 
 def _rows_of(tx: Transaction, inode: Inode) -> Iterator[Listed]:

@@ -174,6 +174,23 @@ def conflicts(connection: Connection, path: Path, limit: int) -> list[tuple[Seq,
     return connection.all(sql, (path + b"/", path + b"0", limit))
 
 
+def was_changed_here(connection: Connection, path: Path, agent: str) -> bool:
+    """Tell whether the log has operations in an attachment that its source did not bring about.
+
+    Args:
+        path: Of its directory.
+        agent: Who bears what others did at the source.
+    """
+    row = connection.one(
+        "SELECT 1 FROM oplog o JOIN actor a ON a.id = o.actor"
+        " WHERE (o.path = ?1 OR o.path >= ?2 AND o.path < ?3) AND a.agent <> ?4"
+        " AND o.kind NOT IN ('attach', 'detach', 'discard') AND o.seq >"
+        " (SELECT coalesce(max(seq), 0) FROM oplog WHERE path = ?1 AND kind = 'attach') LIMIT 1",
+        (path, path + b"/", path + b"0", agent),
+    )
+    return row is not None
+
+
 # -- changes, in a transaction of the caller --
 
 

@@ -340,8 +340,8 @@ class Transaction(Reader):
         for root, read_only in self.attached.roots.items():
             if read_only:
                 top = self.directory_path(root)
-                for path in (change.path, change.path2):
-                    if path is not None and (path == top or path.startswith(top + b"/")):
+                for path in _changed_paths(change):
+                    if path == top or path.startswith(top + b"/"):
                         raise errors.ReadOnly(
                             f"/{top.decode(errors='backslashreplace')} is attached read-only"
                         )
@@ -637,3 +637,9 @@ class Transaction(Reader):
 
     def as_of(self, seq: Seq) -> AsOfReader:
         return AsOfReader(self._connection, seq)
+
+
+def _changed_paths(change: records.Change) -> Iterator[Path]:
+    yield change.path
+    if change.path2 is not None and change.kind != "workspace":  # there it is what is copied
+        yield change.path2

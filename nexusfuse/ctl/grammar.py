@@ -45,6 +45,9 @@ class _Collector:
     def path(self, text: str) -> str:
         return normal_path(text, self._directory)
 
+    def url_outside(self, text: str) -> None:
+        """Nothing here is outside."""
+
     def submit(self, request: Request) -> NoReturn:
         raise _Collected(request)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 import click
 
@@ -39,6 +40,10 @@ class Place(Protocol):
 
     def path(self, text: str) -> str:
         """Return the root-relative form of a path argument."""
+        ...
+
+    def url_outside(self, text: str) -> str | None:
+        """Return the URL of a directory that is in no mount; ``None``: it is a path in the tree."""
         ...
 
     def submit(self, request: Request) -> None:
@@ -87,6 +92,15 @@ class CommandLine:
             raise click.UsageError(f"{text} is on another mount than the path before it")
         self._mount = mount
         return mount.inside(path).decode("utf-8", "surrogateescape")
+
+    def url_outside(self, text: str) -> str | None:
+        if self.store is not None:
+            return None
+        if mounts.mount_of(mounts.real_path(text)).is_nexus:
+            return None
+        if self._mount is None:
+            self._mount = _mount_for_outside(text)
+        return f"file://{quote(os.path.realpath(os.fsencode(text)))}"
 
     def shell(self) -> CommandLine:
         return self
@@ -208,6 +222,25 @@ def _nexus_mount(path: bytes) -> Mount:
             f" nexus-ctl mount --store {os.fsdecode(mount.store)} {os.fsdecode(mount.path)}"
         )
     return mount
+
+
+def _mount_for_outside(text: str) -> Mount:
+    """Return the mount to use for something that is in none: where we are, or the only one.
+
+    Raises:
+        Failure: There are several, or none.
+    """
+    here = os.fsencode(_working_directory())
+    if mounts.mount_of(here).is_nexus:
+        return _nexus_mount(here)
+    found = mounts.nexus_mounts()
+    if len(found) == 1:
+        return _nexus_mount(found[0].path)
+    there = f"there are {len(found)}" if found else "there is none"
+    raise Failure(
+        f"{text} is not in a Nexus mount, and {there}: go into the one to use, or name a path in it"
+        " with --at"
+    )
 
 
 def _working_directory() -> str:

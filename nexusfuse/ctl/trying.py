@@ -13,6 +13,7 @@ from nexus_engine.commands import Reply, Request
 from nexusfuse.ctl.exit_codes import CONFLICTS
 from nexusfuse.ctl.options import PATH, common_options, shell_only
 from nexusfuse.ctl.place import CommandLine, Place
+from nexusfuse.ctl.workspaces import wanted, workspace_diff
 
 _NOT_RUN = 127
 _AGENT = "NEXUS_AGENT"
@@ -20,7 +21,7 @@ _AGENT = "NEXUS_AGENT"
 
 @click.command("try")
 @click.argument("command", nargs=-1, required=True, metavar="-- COMMAND...", type=click.UNPROCESSED)
-@click.option("--over", type=PATH, metavar="PATH", default=".", help="The directory to try it on.")
+@click.option("--over", type=PATH, metavar="PATH|URL", help="The directory to try it on.")
 @click.option("--at", type=PATH, metavar="PATH", help="Where the workspace is while it runs.")
 @click.option("--apply", "verdict", flag_value="apply", help="Apply all if COMMAND ends with 0.")
 @click.option("--discard", "verdict", flag_value="discard", help="Discard all.")
@@ -28,7 +29,7 @@ _AGENT = "NEXUS_AGENT"
 @common_options
 @click.pass_obj
 def try_(
-    place: Place, command: tuple[str, ...], over: str, at: str | None, verdict: str | None
+    place: Place, command: tuple[str, ...], over: str | None, at: str | None, verdict: str | None
 ) -> None:
     """Run COMMAND in a workspace over the working directory, and ask what to keep.
 
@@ -39,10 +40,7 @@ def try_(
     if line.store is not None:
         raise click.UsageError("a command runs in a mount; --store is for stores without one")
     name = f"try-{os.urandom(4).hex()}"
-    args = {"name": name, "over": line.path(over)}
-    if at is not None:
-        args["at"] = line.path(at)
-    made = line.ask(Request("workspace-create", args))
+    made = line.ask(Request("workspace-create", wanted(line, name, over, at)))
     directory = FilePath(os.fsdecode(line.mount.path), made["path"])
     code = _run(command, directory, name)
     reply = line.ask(Request("workspace-status", {"name": name, "paths": []}))
@@ -85,13 +83,7 @@ def _decide(line: CommandLine, name: str, verdict: str | None, code: int, *, cha
         )
         if answer != "diff":
             return str(answer)
-        click.get_current_context().invoke(_diff_command(), name=name, paths=())
-
-
-def _diff_command() -> click.Command:
-    from nexusfuse.ctl.workspaces import workspace_diff
-
-    return workspace_diff
+        click.get_current_context().invoke(workspace_diff, name=name, paths=())
 
 
 def _carry_out(line: CommandLine, name: str, decided: str, code: int) -> None:

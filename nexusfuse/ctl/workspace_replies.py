@@ -15,9 +15,11 @@ _PATCH_STYLES = {"+": "green", "-": "red", "@": "cyan"}
 def _made(reply: Reply) -> Iterator[Block]:
     yield Line(
         f"Workspace {reply['name']} is {shown_path(reply['path'])}; it begins as"
-        f" {_base(reply)} is now.",
+        f" {reply['url'] or _base(reply)} is now.",
         "bold",
     )
+    if reply["url"] is not None:
+        yield Line(f"What is applied to {_base(reply)} goes there.")
 
 
 def _list(reply: Reply) -> Iterator[Block]:
@@ -25,7 +27,7 @@ def _list(reply: Reply) -> Iterator[Block]:
         yield Line("There are no workspaces.")
         return
     rows = [
-        (each["name"], f"op-{each['as_of']}", shown_path(each["path"]), _base(each))
+        (each["name"], f"op-{each['as_of']}", shown_path(each["path"]), each["url"] or _base(each))
         for each in reply["workspaces"]
     ]
     yield Table(("NAME", "AS OF", "PATH", "OVER"), rows)
@@ -74,12 +76,34 @@ def _applied(reply: Reply) -> Iterator[Block]:
     else:
         back = f"`undo op-{reply['seq']}` takes it back"
         yield Line(f"Applied {count} to {base}; {back}{left}.", "bold")
+    if "source" in reply:
+        yield from _at_source(reply["source"])
+
+
+def _at_source(source: dict[str, Any]) -> Iterator[Block]:
+    if source["waiting"]:
+        why = f": {source['trouble']}" if source["trouble"] else ""
+        yield Line(
+            f"{source['waiting']:,} of it not at {source['url']} yet{why}; nexus-ctl mounts info"
+            f" {shown_path(source['path'])} tells more.",
+            "yellow",
+        )
+    elif source["conflicts"]:
+        yield Line(
+            f"{source['conflicts']:,} changed at {source['url']} meanwhile: nexus-ctl mounts info"
+            f" {shown_path(source['path'])} shows which.",
+            "yellow",
+        )
+    else:
+        yield Line(f"It is at {source['url']}.")
 
 
 def _discarded(reply: Reply) -> Iterator[Block]:
     yield Line(
         f"Workspace {reply['name']} is discarded; `undo op-{reply['seq']}` brings it back.", "bold"
     )
+    if reply["detached"]:
+        yield Line(f"{reply['url']} is attached no more.")
 
 
 def _base(reply: dict[str, Any]) -> str:

@@ -18,20 +18,33 @@ def workspace() -> None:
 
 @workspace.command("create")
 @click.argument("name")
-@click.option("--over", type=PATH, metavar="PATH", default=".", help="The directory to begin as.")
+@click.option("--over", type=PATH, metavar="PATH|URL", help="The directory to begin as.")
 @click.option("--at", type=PATH, metavar="PATH", help="Where to put it; else workspaces/NAME.")
 @common_options
 @click.pass_obj
-def workspace_create(place: Place, name: str, over: str, at: str | None) -> None:
+def workspace_create(place: Place, name: str, over: str | None, at: str | None) -> None:
     """Make a directory that begins as another one is now.
 
     It is made in no time, however much there is: what is changed in it takes space, and nothing of
-    that shows in the directory that it began as until it is applied.
+    that shows in the directory that it began as until it is applied. One that is outside of the
+    mount, or a bucket, is attached for it, which takes a listing.
     """
-    args = {"name": name, "over": place.path(over)}
+    place.submit(Request("workspace-create", wanted(place, name, over, at)))
+
+
+def wanted(place: Place, name: str, over: str | None, at: str | None) -> dict[str, str]:
+    """Return what to ask for: a workspace over a directory of the mount, or over something else.
+
+    Args:
+        over: Where ``None``, the working directory.
+    """
+    args = {"name": name}
     if at is not None:
         args["at"] = place.path(at)
-    place.submit(Request("workspace-create", args))
+    url = over if over is None or "://" in over else place.url_outside(over)
+    if url is None:
+        return args | {"over": place.path("." if over is None else over)}
+    return args | {"url": url}
 
 
 @workspace.command("list")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Container
 
 from nexus_engine import errors
-from nexus_engine.fs.namespace import add_inode, check_name
-from nexus_engine.history.subtrees import join, remove_tree
+from nexus_engine.fs.namespace import check_name
+from nexus_engine.history.subtrees import make_directories, remove_directory
 from nexus_engine.meta import workspace_queries
+from nexus_engine.meta.attachment_queries import Attachment
 from nexus_engine.meta.transaction import Transaction
 from nexus_engine.meta.workspace_queries import Workspace
-from nexus_engine.permissions import acl
 from nexus_engine.records import Change
 from nexus_engine.reserve import frees_space
-from nexus_engine.types import NAME_MAX, ROOT_INO, Ino, Inode, Name, Path, Seq
+from nexus_engine.types import NAME_MAX, ROOT_INO, Ino, Name, Path, Seq
 
 
 def make_workspace(tx: Transaction, name: str, base_ino: Ino, at: Path) -> Workspace:
@@ -52,37 +51,26 @@ def make_workspace(tx: Transaction, name: str, base_ino: Ino, at: Path) -> Works
 
 def _reach(tx: Transaction, at: Path) -> tuple[Ino, Name]:
     """Return where a path is to be; make the directories that are missing on the way."""
-    *way, last = at.split(b"/")
-    directory, path = tx.get_inode(ROOT_INO), Path(b"")
-    for part in way:
-        path = join(path, part)
-        found = tx.find_child(directory.ino, Name(part))
-        if found is None:
-            found = _make_directory(tx, directory, Name(part))
-        if not found.is_dir:
-            raise errors.NotADirectory(_show(path))
-        directory = found
+    above, _, last = at.rpartition(b"/")
+    directory = make_directories(tx, Path(above))
     check_name(last)
     if tx.find_dentry(directory.ino, Name(last)) is not None:
         raise errors.AlreadyExists(_show(at))
     return directory.ino, Name(last)
 
 
-def _make_directory(tx: Transaction, parent: Inode, name: Name) -> Inode:
-    check_name(name)
-    default = tx.find_xattr(parent.ino, acl.DEFAULT)
-    made = add_inode(tx, parent, default, name, stat.S_IFDIR | 0o755)
-    tx.touch_directory(parent.ino, subdirectories=1)
-    tx.add_touched(made.ino, parent.ino, name)
-    return made
-
-
 @frees_space
-def discard_workspace(tx: Transaction, workspace: Workspace, keep: Container[Ino] = ()) -> Seq:
+def discard_workspace(
+    tx: Transaction,
+    workspace: Workspace,
+    keep: Container[Ino] = (),
+    attached: Attachment | None = None,
+) -> Seq:
     """Rule: remove a workspace with all that is in it.
 
     Args:
         keep: Inodes that stay usable without a name, because they are open.
+        attached: Goes with it: it was attached to be its base.
 
     Raises:
         NotFound: It is gone.
@@ -93,19 +81,20 @@ def discard_workspace(tx: Transaction, workspace: Workspace, keep: Container[Ino
         raise errors.OperationNotPermitted(
             "only its maker, the store's owner and root may discard a workspace"
         )
-    names = tx.dentries_of(workspace.ino)
-    if not names:
+    removed = remove_directory(tx, workspace.ino, keep)
+    if removed is None:
         raise errors.NotFound(f"there is no workspace {workspace.name}")
-    parent, name = names[0].parent, names[0].name
-    path = tx.path_of(parent, name)
-    count = 0
-    inode = tx.get_inode(workspace.ino)
-    for gone in remove_tree(tx, parent, name, inode, path, keep):
-        tx.add_touched(gone.inode.ino, gone.parent, gone.name)
-        count += 1
-    tx.forget_paths()
-    details = {"name": workspace.name, "removed": count}
-    return tx.commit(Change("discard", workspace.ino, path, None, details))
+    path, count = removed
+    details: dict[str, object] = {"name": workspace.name, "removed": count}
+    if attached is None:
+        return tx.commit(Change("discard", workspace.ino, path, None, details))
+    with tx.by_source():
+        base = remove_directory(tx, attached.ino, keep)
+        base_path = None if base is None else base[0]
+        details |= {"url": attached.url, "removed": count + (0 if base is None else base[1])}
+        seq = tx.commit(Change("discard", workspace.ino, path, base_path, details))
+    tx.attached.forget()
+    return seq
 
 
 def check_workspace_name(name: str) -> None:

@@ -13,7 +13,7 @@ from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from nexus_engine.fs.extents import CHUNK_BYTES
-from nexus_engine.history.diff import TEXT_MAX_BYTES, TEXT_MAX_LINES, is_text
+from nexus_engine.history.diff import GONE, TEXT_MAX_BYTES, TEXT_MAX_LINES, is_text
 from nexus_engine.history.versions import read_content
 from nexus_engine.history.workspaces.changes import Plan
 from nexus_engine.history.workspaces.contents import CONTENT, iter_agreed
@@ -81,10 +81,13 @@ def _store(store: Store, content: bytes) -> list[Extent]:
 
 
 def _read_lines(store: Store, view: View, inode: Inode) -> Lines | None:
-    """Return the lines of a text, ``None`` where it is none or too long."""
+    """Return the lines of a text, ``None`` where it is none or too long, or cannot be had."""
     if not inode.is_file or inode.size > TEXT_MAX_BYTES:
         return None
-    content = read_content(store, view, inode, 0, inode.size)
+    try:
+        content = read_content(store, view, inode, 0, inode.size)
+    except GONE:
+        return None
     lines = content.split(b"\n")
     return lines if is_text(content) and len(lines) <= TEXT_MAX_LINES else None
 
