@@ -32,6 +32,8 @@ class Found(NamedTuple):
     """All of its content, where the size was not known before it was read."""
     same_as: Seq | None = None
     """A content of the file that is here which was found to be the same."""
+    is_program: bool = False
+    """Its owner can execute it there."""
 
 
 class Gone(NamedTuple):

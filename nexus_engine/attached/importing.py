@@ -127,7 +127,7 @@ class _Import:
         """Make a file of an object; note that they are the same."""
         tx = self._tx
         default = tx.find_xattr(directory.ino, acl.DEFAULT)
-        mode = stat.S_IFREG | (directory.mode & 0o666)
+        mode = _mode(stat.S_IFREG | (directory.mode & 0o666), item)
         inode = add_inode(
             tx, directory, default, name, mode, size=item.size, mtime_ns=pack_time(item.mtime_ns)
         )
@@ -144,7 +144,7 @@ class _Import:
         tx.put_inode(
             inode._replace(
                 from_seq=tx.seq, size=item.size, mtime_ns=pack_time(item.mtime_ns),
-                ctime_ns=tx.now_ns, content_seq=tx.seq,
+                ctime_ns=tx.now_ns, content_seq=tx.seq, mode=_mode(inode.mode, item),
             )
         )  # fmt: skip
         path = item.path if item.known is None else item.known.path
@@ -343,6 +343,11 @@ class _Taken:
     def __contains__(self, path: object) -> bool:
         assert isinstance(path, bytes)
         return self._find(Path(path))[2] is not None
+
+
+def _mode(mode: int, item: Found) -> int:
+    """Return a mode with which those execute a program who may read it."""
+    return mode | (mode & 0o444) >> 2 if item.is_program else mode
 
 
 def _is_unchanged(inode: Inode, known: SourceObject) -> bool:

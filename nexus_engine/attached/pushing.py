@@ -8,12 +8,14 @@ is not what was known, and by its bytes that it is his own.
 
 from __future__ import annotations
 
+import stat
 import tempfile
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path as FilePath
+from typing import cast
 
 from nexus_engine import errors
 from nexus_engine.attached.changes import Imported
@@ -22,7 +24,7 @@ from nexus_engine.attached.naming import text_of
 from nexus_engine.attached.planning import Plan, Put, plan_push
 from nexus_engine.attached.refreshing import Refreshing
 from nexus_engine.attached.turns import require_going_on
-from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
+from nexus_engine.backends.bucket import Bucket, Capability, HasPrograms, ObjectInfo
 from nexus_engine.backends.files import translate
 from nexus_engine.history.versions import read_content
 from nexus_engine.meta import attachment_queries, lazy_queries
@@ -171,6 +173,10 @@ class Pushing:
         info = self._copy(put) if self._is_to_be_copied(put) else None
         if info is None:
             info = self._send(put, head)
+        is_program = bool(put.inode.mode & stat.S_IXUSR)
+        if is_program and not info.is_program and Capability.PROGRAMS in self.capabilities:
+            bucket = cast(HasPrograms, self.bucket)
+            info = bucket.make_program(text_of(put.key), if_match=info.etag)
         known = SourceObject(
             self.attachment.number, put.key, put.path, put.inode.ino, put.inode.content_seq,
             info.etag, put.inode.size,

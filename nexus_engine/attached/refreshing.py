@@ -153,8 +153,9 @@ class Refreshing:
     def _found(self, info: ObjectInfo, path: Path, known: SourceObject | None) -> Found:
         key = key_of(info.key)
         return Found(
-            key, path, info.etag, info.size, info.mtime_ns, known, is_marker(key, info.size)
-        )
+            key, path, info.etag, info.size, info.mtime_ns, known, is_marker(key, info.size),
+            is_program=info.is_program,
+        )  # fmt: skip
 
     def _take_over(self, items: Sequence[Item], *, together: bool = False) -> Imported:
         done = Imported()

@@ -28,6 +28,8 @@ class Capability(enum.Flag):
     """`Bucket.iter_objects` goes by the keys, in UTF-8."""
     CHANGE_FEED = enum.auto()
     """It is a `ChangeFeed` too."""
+    PROGRAMS = enum.auto()
+    """It is a `HasPrograms` too."""
 
 
 class ObjectInfo(NamedTuple):
@@ -41,6 +43,8 @@ class ObjectInfo(NamedTuple):
     """Differs when the content does; opaque, and of this server only."""
     mtime_ns: int
     """By the server's clock; from `Bucket.put`, only about when."""
+    is_program: bool = False
+    """Its owner can execute it."""
 
 
 class Bucket(Protocol):
@@ -139,4 +143,17 @@ class ChangeFeed(Protocol):
 
     def changed_since(self, position: str) -> tuple[bool, str]:
         """Tell whether anything may have changed after a position, and return the next one."""
+        ...
+
+
+class HasPrograms(Protocol):
+    """Where objects can be programs."""
+
+    def make_program(self, key: str, *, if_match: str) -> ObjectInfo:
+        """Let everybody execute an object who can read it; what replaces it is one, too.
+
+        Raises:
+            ObjectNotFound: there is none.
+            ObjectChanged: it is another version by now.
+        """
         ...

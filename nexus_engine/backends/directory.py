@@ -123,6 +123,14 @@ class DirectoryBucket:
         info = self.stat(source)
         return info if source == target else self.put(target, self._path(source))
 
+    def make_program(self, key: str, *, if_match: str) -> ObjectInfo:
+        path = self._path(key)
+        with _explained(f"make {key} executable"), self._locked():
+            self._require(key, path, if_match)
+            mode = stat.S_IMODE(path.lstat().st_mode)
+            path.chmod(mode | (mode & 0o444) >> 2)
+            return _info(key, path.lstat())
+
     def iter_objects(
         self, prefix: str = "", *, start_after: str = "", delimiter: str = ""
     ) -> Iterator[ObjectInfo | str]:
@@ -243,7 +251,8 @@ def _etag(found: os.stat_result) -> str:
 def _info(key: str, found: os.stat_result) -> ObjectInfo:
     if not stat.S_ISREG(found.st_mode):
         raise ObjectNotFound(f"{key} is no object: not a regular file")
-    return ObjectInfo(key, found.st_size, _etag(found), found.st_mtime_ns)
+    program = bool(found.st_mode & stat.S_IXUSR)
+    return ObjectInfo(key, found.st_size, _etag(found), found.st_mtime_ns, program)
 
 
 def _find_file(path: Path) -> os.stat_result | None:

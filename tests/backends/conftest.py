@@ -65,7 +65,7 @@ _FOLDERS = {key: kind for key, kind in _NO_PATHS.items() if key != "long"}
 _A_TREE = dict.fromkeys(("a//b", "/a", "a/", "a\\b"), Key.MERGED) | {"long": Key.REFUSED} | _DOTS
 
 PLACES = [
-    Place("directory", _ORDERED | _CONDITIONAL, _NO_PATHS),
+    Place("directory", _ORDERED | _CONDITIONAL | Capability.PROGRAMS, _NO_PATHS),
     Place("seaweedfs", Capability.COPY | _CONDITIONAL, _A_TREE),
     Place("rclone", _ORDERED, _NO_PATHS | {"a/": Key.MERGED, "long": Key.HALF}, one_time=False),
     Place("fake-gcs", _ORDERED | Capability.CONDITIONAL_PUT, {}),

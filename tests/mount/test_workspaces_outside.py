@@ -124,12 +124,15 @@ def test_a_command_is_tried_on_a_directory_outside_from_there(mount: Mount, proj
             command, cwd=project, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
         ).stdout
 
+    (project / "run").write_text("#!/bin/sh\ncp run readme.copy; rm readme\n")
+    (project / "run").chmod(0o755)
     before = there(project)
     assert "removed    readme" in attempt("--discard", "--", "rm", "readme")
     assert there(project) == before
     assert "Nothing is attached" in mount.ctl("mounts", "list")
-    attempt("--apply", "--", "sh", "-c", "cat readme > copy; rm readme")
-    assert sorted(there(project)) == ["copy", "src/main.c", "src/old.c"]
+    attempt("--apply", "--", "./run")
+    assert sorted(there(project)) == ["readme.copy", "run", "src/main.c", "src/old.c"]
+    assert os.access(project / "readme.copy", os.X_OK)
     (applied,) = mount.json("log", "--kind", "apply")
     mount.ctl("undo", f"op-{applied['seq']}")
     wait_until(lambda: there(project) == before, "the undo is outside")

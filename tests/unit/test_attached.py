@@ -16,6 +16,7 @@ import pytest
 from nexus_engine import errors
 from nexus_engine.backup.dump import dump, load
 from nexus_engine.commands import Request, execute, ignore_progress
+from nexus_engine.fs.attributes import NewAttributes
 from nexus_engine.retention import gc
 from nexus_engine.types import Actor
 from tests.unit.undoing import ROOT
@@ -403,6 +404,24 @@ async def test_a_file_that_is_written_to_keeps_its_mode_and_owner_at_a_directory
     assert (after.st_mode, after.st_uid, after.st_gid) == (
         before.st_mode, before.st_uid, before.st_gid,
     )  # fmt: skip
+
+
+async def test_programs_are_programs_on_both_sides(attached: Attached) -> None:
+    world = attached.world
+    (attached.source / "one").chmod(0o755)
+    attached.add()
+    assert world.inode("data/one").mode & 0o777 == 0o700
+    assert world.inode("data/d/two").mode & 0o777 == 0o600
+    await world.write("data/new", b"#!/bin/sh")
+    await world.engine.setattr(world.inode("data/new").ino, NewAttributes(mode=0o700), ROOT)
+    await world.engine.rename(*world.place("data/one"), *world.place("data/moved"), 0, ROOT)
+    attached.refresh()
+    modes = {path: (attached.source / path).stat().st_mode & 0o100 for path in attached.there()}
+    assert {path for path, mode in modes.items() if mode} == {"new", "moved"}
+    (attached.source / "d/two").chmod(0o755)
+    attached.refresh()
+    assert world.inode("data/d/two").mode & 0o777 == 0o700
+    assert attached.info()["waiting"] == 0
 
 
 async def test_what_is_attached_is_for_its_owner_unless_the_directory_was_made_for_more(
