@@ -97,6 +97,9 @@ def code_of_reply(request: Request, reply: Reply) -> int:
     """Return the exit code for a command that was carried out."""
     if request.verb in ("undo", "redo", "workspace-apply") and reply["conflicts"]:
         return CONFLICTS
+    source = reply.get("source") if request.verb == "workspace-apply" else None
+    if source and (source["waiting"] or source["conflicts"]):
+        return CONFLICTS
     if request.verb in ("fsck", "repair", "verify-log") and reply["problems"]:
         return DAMAGE
     return OK

@@ -165,9 +165,13 @@ def test_what_cannot_be_brought_outside_is_told_and_kept(mount: Mount, project: 
     assert "is its disk mounted" in refused or "No such file" in refused
     assert mount.json("log", "--limit", "1") == before
     away.rename(project)
-    mount.ctl("workspace", "apply", "fix")
+    mount.sh("mkdir workspaces/fix/.nexus-bucket; echo no > workspaces/fix/.nexus-bucket/key")
+    done = mount.sh(f"{NEXUS} workspace apply fix || echo code $?")
+    assert "1 of it not at file:///" in done
+    assert "code 3" in done
     assert (project / "readme").read_text() == "changed\n"
-    mount.expected_log += ["is its disk mounted", "cannot use"]
+    assert "here only" in mount.ctl("mounts", "info", "workspaces/my project.base")
+    mount.expected_log += ["is its disk mounted", "cannot use", "stays here", "is not at"]
 
 
 def test_nothing_is_left_attached_for_a_workspace_that_cannot_be(
