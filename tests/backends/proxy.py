@@ -51,6 +51,8 @@ class Proxy:
         self.upstream = urlsplit(upstream).netloc
         self.requests: list[str] = []
         """All that came, as ``METHOD /path?query``."""
+        self.answered: list[tuple[str, int]] = []
+        """Those that the server answered, and how long the body of its answer was."""
         self.ended = threading.Event()
         self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
         """What the server last said of each upload session of Google Cloud Storage."""
@@ -89,6 +91,10 @@ class Proxy:
     def count(self, pattern: str = "") -> int:
         """Return how many requests came that match."""
         return sum(bool(re.search(pattern, request)) for request in self.requests)
+
+    def bytes_answered(self, pattern: str = "") -> int:
+        """Return how many bytes of bodies answered requests that match."""
+        return sum(size for request, size in self.answered if re.search(pattern, request))
 
     def note(self, request: str) -> Rule | None:
         """Count a request; return what is to be done to it."""
@@ -152,6 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             status, headers, body = self._ask(request)
             self.proxy.answers[self.path] = (status, headers, body)
+            self.proxy.answered.append((f"{self.command} {self.path}", len(body)))
         if fault == "lose the answer":
             self.close_connection = True
             return

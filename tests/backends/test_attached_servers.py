@@ -25,6 +25,8 @@ from tests.mount.waiting import wait_until
 from tests.servers import Server
 
 MIB = 1 << 20
+GIB = 1 << 30
+HUGE_BYTES, PART_BYTES = 5 * GIB, 64 * MIB
 
 
 def test_keys_that_are_no_paths_are_files_all_the_same(
@@ -90,6 +92,48 @@ def proxy(seaweedfs: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]
     make_s3_bucket(seaweedfs)
     with Proxy(seaweedfs.endpoint).running() as running:
         yield running
+
+
+@pytest.fixture
+def huge(proxy: Proxy, seaweedfs: Server) -> Iterator[tuple[str, bytes]]:
+    """Yield the prefix of an object of 5 GiB, ``huge``, and the part that it is made of."""
+    part, prefix = os.urandom(PART_BYTES), uuid.uuid4().hex
+    place = {"Bucket": BUCKET, "Key": f"{prefix}/huge"}
+    with closing(boto3.client("s3", endpoint_url=seaweedfs.endpoint)) as client:
+        client.put_object(Bucket=BUCKET, Key="part", Body=part)
+        upload = client.create_multipart_upload(**place)["UploadId"]
+        parts = []
+        for number in range(1, HUGE_BYTES // PART_BYTES + 1):
+            done = client.upload_part_copy(
+                **place, UploadId=upload, PartNumber=number,
+                CopySource={"Bucket": BUCKET, "Key": "part"},
+            )  # fmt: skip
+            parts.append({"PartNumber": number, "ETag": done["CopyPartResult"]["ETag"]})
+        client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
+        yield prefix, part
+        client.delete_object(**place)
+        client.delete_object(Bucket=BUCKET, Key="part")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_middle_of_five_gib_at_a_server_is_read_without_all_of_it(
+    proxy: Proxy, huge: tuple[str, bytes], tmp_path: Path
+) -> None:
+    prefix, part = huge
+    url = f"s3://{BUCKET}/{prefix}?endpoint={proxy.endpoint}"
+    with serving(tmp_path) as mount:
+        mount.ctl("mounts", "add", "data", url, "--read-only", "-o", "interval=0")
+        assert (mount.path / "data/huge").stat().st_size == HUGE_BYTES
+        assert proxy.count("^GET .*/huge") == 0
+        with (mount.path / "data/huge").open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            for offset in (HUGE_BYTES // 2 + 12345, HUGE_BYTES - 4096):
+                file.seek(offset)
+                assert file.read(4096) == part[offset % PART_BYTES :][:4096]
+        assert proxy.count("^GET .*/huge") == 2
+        assert proxy.bytes_answered("^GET .*/huge") == 2 * 4 * MIB
+        print(f"of {HUGE_BYTES:,} bytes {proxy.bytes_answered():,} were fetched, lists included")  # noqa: T201
 
 
 @pytest.fixture
