@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path as FilePath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from nexus_engine import errors
 from nexus_engine.attached.attaching import detach
@@ -157,5 +157,6 @@ def url_of(work: Work, workspace: Workspace) -> str | None:
         return None
     reader = work.store.reader
     top, base = reader.find_path(attachment.ino), reader.find_path(workspace.base_ino)
-    below = "" if top is None or base is None else to_text(Path(base[len(top) :]))
-    return f"{attachment.url.rstrip('/')}{below}"
+    below = b"" if top is None or base is None else base[len(top) :]
+    parts = urlsplit(attachment.url)
+    return parts._replace(path=parts.path.rstrip("/") + quote(below)).geturl()

@@ -147,6 +147,24 @@ def mount(tmp_path: Path, url: str) -> Iterator[Mount]:
         yield mounted
 
 
+def test_a_workspace_over_a_bucket_is_applied_to_it(mount: Mount, url: str) -> None:
+    """Source: docs/USAGE.md, "Workspaces"."""
+    with closing(open_bucket(url)) as bucket:
+        bucket.put("d/one", b"one\n")
+        bucket.put("two", b"two\n")
+        made = mount.json("workspace", "create", "w", "--over", url)[0]
+        assert made["url"] == url
+        mount.sh("cd workspaces/w; echo more >> d/one; rm two; echo three > three")
+        mount.ctl("workspace", "apply", "w", "d", "three")
+        assert objects(bucket) == {"d/one": b"one\nmore\n", "three": b"three\n", "two": b"two\n"}
+        bucket.put("two", b"theirs\n")
+        assert "conflict   removed    two" in mount.ctl("workspace", "apply", "w", check=False)
+        (applied,) = mount.json("log", "--kind", "apply")
+        mount.ctl("undo", f"op-{applied['seq']}")
+        expected = {"d/one": b"one\n", "two": b"theirs\n"}
+        wait_until(lambda: objects(bucket) == expected, "the undo is at the server")
+
+
 def test_reading_on_takes_few_requests_and_the_middle_one(
     mount: Mount, url: str, proxy: Proxy
 ) -> None:
