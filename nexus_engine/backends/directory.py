@@ -85,9 +85,8 @@ class DirectoryBucket:
         self, key: str, content: bytes | Path, *, if_absent: bool = False, if_match: str = ""
     ) -> ObjectInfo:
         target = self._path(key)
-        unfinished = self._root / _OWN / uuid.uuid4().hex
         with _explained(f"store {key}"):
-            unfinished.parent.mkdir(exist_ok=True)
+            unfinished = self._own() / uuid.uuid4().hex
             try:
                 _write(unfinished, content, _find_file(target))
                 with self._locked():
@@ -217,12 +216,18 @@ class DirectoryBucket:
                 raise
             directory = directory.parent
 
+    def _own(self) -> Path:
+        """Return the directory of what is ours; git takes no notice of it."""
+        own = self._root / _OWN
+        if not own.is_dir():
+            own.mkdir(exist_ok=True)
+            (own / ".gitignore").write_text("*\n")
+        return own
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep out all who use this class, in this process and in others."""
-        own = self._root / _OWN
-        own.mkdir(exist_ok=True)
-        fd = os.open(own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = os.open(self._own() / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield

@@ -36,6 +36,8 @@ def there(project: Path) -> dict[str, bytes]:
 def test_a_workspace_over_a_directory_outside_is_applied_to_it_and_the_apply_undone(
     mount: Mount, project: Path
 ) -> None:
+    status = ["git", "-C", str(project), "status", "--short"]
+    subprocess.run([*status[:3], "init", "-q"], check=True)
     before = there(project)
     made = mount.ctl("workspace", "create", "fix", "--over", str(project))
     assert "it begins as file:///" in made
@@ -56,6 +58,7 @@ def test_a_workspace_over_a_directory_outside_is_applied_to_it_and_the_apply_und
     after = there(project)
     assert after == files(mount.path / "workspaces/fix")
     assert after["src/new.c"] == b"old\n"
+    assert ".nexus" not in subprocess.run(status, capture_output=True, text=True, check=True).stdout
 
     mount.ctl("undo")
     wait_until(lambda: there(project) == before, "the undo is outside")
