@@ -30,6 +30,27 @@ async def test_nothing_changed_is_nothing_to_apply(world: World) -> None:
     assert world.head == head
 
 
+@pytest.mark.parametrize("again", [b"c", b"another"])
+async def test_what_is_moved_away_and_made_anew_is_both(world: World, again: bytes) -> None:
+    """As ``mv old older; mkdir old`` does, and the same with a file."""
+    await world.write("docs/b", b"c")
+    made = make(world, "w", "docs")
+    old, file = world.inode("docs/old").ino, world.inode("docs/b").ino
+    await world.rename("w/old", "w/older")
+    await world.mkdir("w/old")
+    await world.rename("w/b", "w/c")
+    await world.write("w/b", again)
+    assert not any(path.startswith(b"!") for _, path in status(world, made))
+    done = apply(world, made)
+    assert same(world)
+    assert (world.inode("docs/older").ino, world.inode("docs/c").ino) == (old, file)
+    assert status(world, made) == []
+    assert done.seq is not None
+    undo(world, Selector(ops=(done.seq,)))
+    assert world.inode("docs/old").ino == old
+    assert world.problems() == []
+
+
 async def test_all_kinds_of_changes_are_carried_over_in_one_operation(world: World) -> None:
     await world.write("docs/moving", b"moves")
     await world.write("docs/doomed", b"goes")

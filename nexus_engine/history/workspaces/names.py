@@ -132,6 +132,8 @@ class NameChanges:
         both = mine.is_dir and theirs.is_dir
         if not both and not are_same((sides.now, mine), (sides.now, theirs)):
             return False
+        if sides.has_stand_in(there):
+            return False  # that moved, and this is another one in its place
         sides.pair(new, there)
         self.replaced[there] = new
         if both:

@@ -113,6 +113,10 @@ class Sides:
                     return other
         return directory
 
+    def has_stand_in(self, base: Ino) -> bool:
+        """Tell whether something in the workspace stands for this, wherever it is by now."""
+        return any(self.any_path(source) is not None for source in self._sources(base))
+
     def _sources(self, base: Ino) -> list[Ino]:
         return workspace_queries.sources_of(self._connection, self.workspace, base)
 
