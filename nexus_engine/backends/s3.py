@@ -49,6 +49,7 @@ _KEY_BYTES_MAX = 1024
 _READ_MAX = 1 << 30
 """Who asks for more means all of it; the deadline is not for what is asked."""
 
+_HEADERS_ALONE = Config(s3={"payload_signing_enabled": False})
 _MD5 = "nexus-md5"
 """Metadata: of the content, where it was sent in one piece. An ETag is no such promise."""
 
@@ -77,6 +78,8 @@ def open_s3(url: BucketUrl) -> Bucket:
     try:
         session = boto3.session.Session(profile_name=profile or None, region_name=region or None)
         client = session.client("s3", endpoint_url=endpoint or None, config=config)
+        for operation in ("PutObject", "UploadPart"):
+            client.meta.events.register(f"before-sign.s3.{operation}", _sign_headers_alone)
     except FAILURES as error:
         raise final(explain(error, "connect", str(url))) from error
     except ValueError as error:
@@ -85,6 +88,11 @@ def open_s3(url: BucketUrl) -> Bucket:
         client, url.host, url.prefix, url=str(url), retrying=retrying,
         whole_bytes=WHOLE_BYTES, part_bytes=PART_BYTES,
     )  # fmt: skip
+
+
+def _sign_headers_alone(request: Any, **_: object) -> None:
+    """Have a content be signed by its Content-MD5 without TLS too, and not hashed once more."""
+    request.context["client_config"] = _HEADERS_ALONE
 
 
 class _Cut(Exception):
