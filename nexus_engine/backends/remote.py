@@ -103,6 +103,9 @@ class RemoteObjectStore:
         self._windows = threading.local()
         """What each thread read last and past the cache: key, offset, content."""
 
+    def prepare(self) -> None:
+        self._home.prepare()
+
     # -- reading --
 
     def read(self, key: str, offset: int, length: int) -> View:

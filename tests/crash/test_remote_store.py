@@ -71,8 +71,9 @@ class World:
         self.root = root / "store"
         self.root.mkdir()
         (self.root / "packs").mkdir()
-        (root / "bucket").mkdir()
-        self.bucket = FaultyBucket(root / "bucket")
+        self.bucket_root = root / "bucket"
+        self.bucket_root.mkdir()
+        self.bucket = FaultyBucket(self.bucket_root)
         claim_prefix(self.bucket, Mark(1, "me", "here"))
         self.bucket.asked.clear()
         self.opened: list[RemoteObjectStore] = []
@@ -257,6 +258,21 @@ def test_another_stores_bucket_is_not_used(world: World) -> None:
         objects.read("packs/other.pack", 0, 1)
     assert world.sent() is None
     assert world.bucket.asked == []
+
+
+def test_what_asking_a_bucket_takes_is_loaded_before_it_is_asked(world: World) -> None:
+    made: list[Bucket] = []
+
+    def connect() -> Bucket:
+        made.append(world.bucket)
+        return world.bucket
+
+    (world.bucket_root / MARK_KEY).rename(world.root / "mark")
+    home = Home(world.bucket.url, connect, Mark(1, "me", "here"))
+    home.prepare()
+    (world.root / "mark").rename(world.bucket_root / MARK_KEY)
+    home.require_mark()
+    assert len(made) == 1
 
 
 def test_reading_on_fetches_ahead_in_few_requests(world: World) -> None:
