@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+from nexus_engine.backends.base import View
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
 from nexus_engine.backends.content import Content, OfBytes, opened
 from nexus_engine.backends.keys import check_key, key_of, order_of, select
@@ -125,13 +126,13 @@ class S3Bucket:
         self._tested.forget()
         return self._tested.note(probe(self, put_in_parts=self._put_part_if_absent))
 
-    def read(self, key: str, offset: int, length: int, *, etag: str = "") -> bytes:
+    def read(self, key: str, offset: int, length: int, *, etag: str = "") -> View:
         if length == 0:
             if self.stat(key).etag != etag and etag:
                 raise ObjectChanged(f"{key} is another version by now")
             return b""
 
-        def attempt(this: Attempt) -> bytes:
+        def attempt(this: Attempt) -> View:
             wanted = {"Range": f"bytes={offset}-{offset + length - 1}"}
             if etag:
                 wanted["IfMatch"] = _quoted(etag)
@@ -330,7 +331,7 @@ class S3Bucket:
         return key[len(self._prefix) :]
 
 
-def _is_intact(content: bytes, reply: Any) -> bool:
+def _is_intact(content: View, reply: Any) -> bool:
     told = reply.get("Metadata", {}).get(_MD5)
     return not told or told == md5_of(OfBytes(content))
 

@@ -285,6 +285,36 @@ def test_reading_on_fetches_ahead_in_few_requests(world: World) -> None:
     assert len(world.bucket.asked) <= 12
 
 
+def test_what_was_fetched_ahead_is_not_asked_for_again_where_no_copy_can_be_kept(
+    world: World,
+) -> None:
+    objects = world.open()
+    (world.root / "cache").rmdir()
+    (world.root / "cache").touch()  # nothing can be written below it
+    content = os.urandom(32 * MIB)
+    world.bucket.put(KEY, content)
+    world.bucket.asked.clear()
+    for at in range(0, 32 * MIB, MIB):
+        assert objects.read(KEY, at, MIB) == content[at : at + MIB]
+    asked = [map(int, what.removeprefix("read ").split("+")) for what in world.bucket.asked]
+    blocks = [block for first, count in asked for block in range(first, first + count)]
+    assert sorted(block for block in blocks if block < 32) == list(range(32))
+
+
+def test_what_was_fetched_ahead_and_is_wrong_is_fetched_again(world: World) -> None:
+    objects = world.open()
+    (world.root / "cache").rmdir()
+    (world.root / "cache").touch()
+    world.bucket.put(KEY, bytes(8 * MIB))
+    for at in range(0, 5 * MIB, MIB):
+        objects.read(KEY, at, MIB)
+    content = os.urandom(8 * MIB)
+    world.bucket.put(KEY, content)
+    assert objects.read(KEY, 4 * MIB, MIB) == bytes(MIB)
+    assert objects.distrust(KEY)
+    assert objects.read(KEY, 4 * MIB, MIB) == content[4 * MIB : 5 * MIB]
+
+
 def test_who_reads_on_to_the_end_of_an_object_finds_the_next_one_begun(world: World) -> None:
     """As a large file does, whose packs follow each other."""
     objects = world.open(following={KEY: "packs/4567.pack"})
