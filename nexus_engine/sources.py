@@ -21,6 +21,7 @@ import anyio.to_thread
 import msgspec
 
 from nexus_engine import errors
+from nexus_engine.backends.base import View
 from nexus_engine.backends.bucket import Bucket
 from nexus_engine.backends.urls import open_bucket
 from nexus_engine.cas.store import ChunkStore, Location
@@ -226,7 +227,7 @@ class Sources:
                 self._chunks.put_again(content)
         raise errors.StoreBusy("gc is at work where this is to be kept; try again")
 
-    def _read(self, first: LazyChunk, key: str, length: int) -> bytes:
+    def _read(self, first: LazyChunk, key: str, length: int) -> View:
         """Ask a source; at once an error where somebody else just waited in vain."""
         if time.monotonic() < self._silent.get(first.attachment, 0.0):
             raise errors.StoreHung(f"{key}: its source does not answer")

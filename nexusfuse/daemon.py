@@ -171,6 +171,7 @@ async def _serve(
                     (_follow_peers, peers, invalidator, engine),
                     (_notify_pollers, engine, operations.tree),
                     (_give_memory_back,),
+                    (_prepare_packs, engine),
                     (watchers.beat,),
                 ):
                     nursery.start_soon(_supervise, service, *arguments)
@@ -201,6 +202,12 @@ def _share_arenas() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, ARENAS)
+
+
+async def _prepare_packs(engine: Engine) -> None:
+    """Load what asking a bucket takes before somebody waits for it."""
+    await engine.store.disk.sync(engine.store.objects.prepare)
+    gc.freeze()  # as `_announce_ready`
 
 
 async def _give_memory_back() -> None:

@@ -63,7 +63,8 @@ class BackendAdapter:
 
     async def read_range(self, path: str, offset: int, length: int, *, etag: str = "") -> bytes:
         """As `Bucket.read`."""
-        return await self._run(partial(self.bucket.read, _key(path), offset, length, etag=etag))
+        read = partial(self.bucket.read, _key(path), offset, length, etag=etag)
+        return await self._run(lambda: bytes(read()))
 
     async def write(
         self, path: str, data: bytes, *, if_absent: bool = False, if_match: str = ""

@@ -21,6 +21,10 @@ class ObjectStore(Protocol):
     ``ObjectStoreFailed`` (everything else that goes wrong below).
     """
 
+    def prepare(self) -> None:
+        """Do what the first who reads or writes would wait for; from a background thread."""
+        ...
+
     def read(self, key: str, offset: int, length: int) -> View:
         """Return ``length`` bytes from ``offset``; fewer only where the object ends.
 

@@ -109,7 +109,7 @@ class BlockCache:
         except EngineError:
             return None
 
-    def put(self, name: str, index: int, content: bytes) -> None:
+    def put(self, name: str, index: int, content: View) -> None:
         """Keep a block, if there is room."""
         self._look_once()
         if not self._make_room(len(content)):

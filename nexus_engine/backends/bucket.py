@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from nexus_engine.backends.base import View
+
 
 class Capability(enum.Flag):
     """What not every server can do. Nobody may rely on what is not said here."""
@@ -68,7 +70,7 @@ class Bucket(Protocol):
         """Find out, by trying where servers lie, what this one can do. Leaves nothing behind."""
         ...
 
-    def read(self, key: str, offset: int, length: int, *, etag: str = "") -> bytes:
+    def read(self, key: str, offset: int, length: int, *, etag: str = "") -> View:
         """Return ``length`` bytes from ``offset``; fewer only where the object ends.
 
         Args:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from xxhash import xxh3_64_intdigest
 
+from nexus_engine.backends.base import View
 from nexus_engine.backends.files import sync_directory
 
 BLOCK_BYTES = 1 << 20
@@ -56,7 +57,7 @@ class CacheFiles:
         with suppress(OSError):
             directory.mkdir(mode=0o700, exist_ok=True)
 
-    def put_block(self, key: Key, content: bytes) -> Entry:
+    def put_block(self, key: Key, content: View) -> Entry:
         """Write a block."""
         digest = xxh3_64_intdigest(content)
         entry = Entry(f"{key[0]}.{key[1]}.{digest:016x}", len(content), (digest,), verified=True)
@@ -118,14 +119,15 @@ class CacheFiles:
             if parsed is not None:
                 yield status.st_mtime, *parsed
 
-    def _write(self, file: str, content: bytes) -> None:
+    def _write(self, file: str, content: View) -> None:
         new = self.directory / f"{secrets.token_hex(8)}{_NEW}"
         try:
             with open(new, "xb", opener=_private) as target:
                 target.write(content)
             new.replace(self.directory / file)
-        finally:
+        except OSError:
             new.unlink(missing_ok=True)
+            raise
 
     def _move(self, path: Path, file: str) -> None:
         target = self.directory / file

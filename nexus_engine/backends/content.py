@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from nexus_engine.backends.base import View
 from nexus_engine.backends.files import OpenFile, translate
 from nexus_engine.errors import ObjectStoreFailed
 
@@ -38,12 +39,12 @@ def opened(content: bytes | Path) -> Iterator[Content]:
 
 
 class OfBytes:
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: View) -> None:
         self._content = content
         self.size = len(content)
 
     def read(self, offset: int, length: int) -> bytes:
-        return self._content[offset : offset + length]
+        return bytes(self._content[offset : offset + length])
 
 
 class Slice:

@@ -11,6 +11,7 @@ from typing import Any
 import requests
 from google.api_core.exceptions import from_http_response
 
+from nexus_engine.backends.base import View
 from nexus_engine.backends.content import Content, Slice
 from nexus_engine.backends.google_errors import FAILURES, explain, status_of
 from nexus_engine.backends.google_upload import Upload
@@ -99,14 +100,14 @@ class DriveApi:
 
     def download(
         self, file_id: str, revision: str, offset: int, length: int, *, md5: str = ""
-    ) -> bytes:
+    ) -> View:
         """Return part of a file, of this revision or the newest; fewer bytes where it ends.
 
         Args:
             md5: Of all of it, where that is known.
         """
 
-        def attempt(this: Attempt) -> bytes:
+        def attempt(this: Attempt) -> View:
             version = f"/revisions/{revision}" if revision else ""
             path = f"/drive/v3/files/{file_id}{version}?alt=media"
             wanted = {

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from nexus_engine import errors
+from nexus_engine.backends.base import View
 from nexus_engine.backends.cache_files import BLOCK_BYTES
 
 AHEAD_MAX = 64
@@ -21,14 +22,19 @@ _LONG_RUN = 3
 
 
 class _Flight:
-    """Blocks of an object that are being fetched in one request."""
+    """Blocks of an object that are being fetched in one request, or were."""
 
-    def __init__(self, first: int, count: int) -> None:
+    def __init__(self, key: str, first: int, count: int) -> None:
+        self.key = key
         self.first = first
         self.count = count
         self.done = threading.Event()
         self.content = memoryview(b"")
         self.error: errors.EngineError | None = errors.ObjectStoreFailed("it was not fetched")
+
+    @property
+    def last(self) -> int:
+        return self.first + self.count - 1
 
     def blocks(self, index: int, last: int) -> memoryview:
         start = (index - self.first) * BLOCK_BYTES
@@ -58,15 +64,16 @@ class Fetcher:
         has: Whether a block (key, index) need not be fetched.
         keep: Told each block that was.
         find_next: Returns the object that is probably read after another.
-        ahead_max: How many blocks to fetch before anybody asks for them, at most.
+        ahead_max: How many blocks to fetch before anybody asks for them, at most. They stay in
+            memory until they are read, and with each what came in the same request.
     """
 
     def __init__(
         self,
-        get: Callable[[str, int, int], bytes],
+        get: Callable[[str, int, int], View],
         *,
         has: Callable[[str, int], bool],
-        keep: Callable[[str, int, bytes], None],
+        keep: Callable[[str, int, View], None],
         find_next: Callable[[str], str | None] = lambda _: None,
         ahead_max: int = AHEAD_MAX,
     ) -> None:
@@ -77,6 +84,8 @@ class Fetcher:
         self._keep = keep
         self._lock = threading.Lock()
         self._flights: dict[tuple[str, int], _Flight] = {}
+        self._landed: dict[_Flight, None] = {}
+        """Those fetched ahead, which stay in memory for now; in the order of their arrival."""
         self._readers: OrderedDict[str, _Reader] = OrderedDict()
         self._threads = 0
 
@@ -90,6 +99,7 @@ class Fetcher:
             if index == reader.index:
                 return
             self._readers.move_to_end(key)
+            self._drop_read(key, index)
             reader.run = reader.run + 1 if index == reader.index + 1 else 0
             reader.index = index
             window = min(2**reader.run, self._ahead_max) if reader.run else 0
@@ -107,6 +117,13 @@ class Fetcher:
                 return
             reader.ahead = flight.first + flight.count
             self._start(self._fly_ahead, key, flight)
+
+    def find(self, key: str, index: int) -> memoryview | None:
+        """Return a block if it is in memory; empty if the object ends there."""
+        flight = self._flights.get((key, index))
+        if flight is None or flight.error is not None:
+            return None
+        return flight.blocks(index, index)
 
     def _add_reader(self, key: str, reader: _Reader) -> None:
         self._readers[key] = reader
@@ -133,7 +150,7 @@ class Fetcher:
                 following = self._find_next(key)
                 flight = None if following is None else self._begin(following, run, count)
                 if following is not None and flight is not None:
-                    self._fly(following, flight)
+                    self._fly(following, flight, stays=True)
         finally:
             with self._lock:
                 self._threads -= 1
@@ -172,10 +189,34 @@ class Fetcher:
                 return flight.blocks(index, last)
             # Somebody else's attempt, perhaps begun long ago, failed: an own one says why.
 
-    def forget(self, key: str) -> None:
-        """The object is gone, or changed."""
+    def forget(self, key: str) -> bool:
+        """The object is gone, or changed; return whether any of it was in memory."""
         with self._lock:
             self._readers.pop(key, None)
+            landed = [flight for flight in self._landed if flight.key == key]
+            for flight in landed:
+                self._drop(flight)
+            return bool(landed)
+
+    def _drop_read(self, key: str, index: int) -> None:
+        """Drop what ends so far before a block that whoever reads on is done with it."""
+        flight = self._flights.get((key, index - 2))
+        if flight is not None and flight.last == index - 2 and flight in self._landed:
+            self._drop(flight)
+
+    def _land(self, flight: _Flight) -> None:
+        """Let blocks stay in memory, in place of those that were there for longest."""
+        with self._lock:
+            self._landed[flight] = None
+            while sum(each.count for each in self._landed) > self._ahead_max + _FLIGHT_MAX:
+                self._drop(next(iter(self._landed)))
+
+    def _drop(self, flight: _Flight) -> None:
+        """Forget a flight; the lock is held."""
+        self._landed.pop(flight, None)
+        for block in ((flight.key, index) for index in range(flight.first, flight.last + 1)):
+            if self._flights.get(block) is flight:
+                del self._flights[block]
 
     def _claim(self, key: str, first: int, last: int) -> _Flight | None:
         """Begin to fetch a run of blocks that nobody has; the lock is held."""
@@ -187,12 +228,12 @@ class Fetcher:
             count += 1
         if not count:
             return None
-        flight = _Flight(first, count)
+        flight = _Flight(key, first, count)
         for index in range(first, first + count):
             self._flights[key, index] = flight
         return flight
 
-    def _fly(self, key: str, flight: _Flight) -> None:
+    def _fly(self, key: str, flight: _Flight, *, stays: bool = False) -> None:
         try:
             content = self._get(key, flight.first * BLOCK_BYTES, flight.count * BLOCK_BYTES)
             flight.content = memoryview(content)
@@ -201,20 +242,22 @@ class Fetcher:
                 self._note_end(key, end)
             # Who waits need not wait for the disk that copies are kept on.
             flight.error = None
+            if stays:
+                self._land(flight)
             flight.done.set()
             for index in range(flight.first, end):
-                self._keep(key, index, bytes(flight.blocks(index, index)))
+                self._keep(key, index, flight.blocks(index, index))
         finally:
             with self._lock:
-                for index in range(flight.first, flight.first + flight.count):
-                    self._flights.pop((key, index), None)
+                if flight not in self._landed:
+                    self._drop(flight)
             flight.done.set()
 
     def _fly_ahead(self, key: str, flight: _Flight) -> None:
         try:
             # Whoever comes to need it asks again, and is told.
             with suppress(errors.EngineError):
-                self._fly(key, flight)
+                self._fly(key, flight, stays=True)
         finally:
             with self._lock:
                 self._threads -= 1

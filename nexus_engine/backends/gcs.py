@@ -22,8 +22,9 @@ from google.auth.credentials import AnonymousCredentials
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
 
+from nexus_engine.backends.base import View
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
-from nexus_engine.backends.content import Content, Slice, opened
+from nexus_engine.backends.content import Content, OfBytes, Slice, opened
 from nexus_engine.backends.google_errors import FAILURES, explain, status_of
 from nexus_engine.backends.google_upload import Upload
 from nexus_engine.backends.keys import check_key, key_of, order_of, select
@@ -104,7 +105,7 @@ class GcsBucket:
         self._tested.forget()
         return self._tested.note(probe(self, put_in_parts=self._put_piece_if_absent))
 
-    def read(self, key: str, offset: int, length: int, *, etag: str = "") -> bytes:
+    def read(self, key: str, offset: int, length: int, *, etag: str = "") -> View:
         if length == 0:
             if self.stat(key).etag != etag and etag:
                 raise ObjectChanged(f"{key} is another version by now")
@@ -113,7 +114,7 @@ class GcsBucket:
         url = f"{self._client.api_endpoint}/storage/v1/b/{self._bucket.name}/o/{name}"
         wanted = {"alt": "media", "generation": etag, "userProject": self._bucket.user_project}
 
-        def attempt(this: Attempt) -> bytes:
+        def attempt(this: Attempt) -> View:
             with self._http.get(
                 url, params={name: value for name, value in wanted.items() if value},
                 # As it is stored, also where it is stored compressed.
@@ -349,7 +350,6 @@ def _crc32c(source: Content) -> str:
     return base64.b64encode(checksum.digest()).decode()
 
 
-def _is_intact(content: bytes, hashes: str) -> bool:
+def _is_intact(content: View, hashes: str) -> bool:
     told = re.search(r"crc32c=([^,]*)", hashes)
-    with opened(content) as received:
-        return not told or told[1] == _crc32c(received)
+    return not told or told[1] == _crc32c(OfBytes(content))

@@ -15,6 +15,7 @@ from pathlib import Path
 import google.auth
 from google.auth.transport.requests import AuthorizedSession
 
+from nexus_engine.backends.base import View
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
 from nexus_engine.backends.content import Content, opened
 from nexus_engine.backends.drive_api import FOLDER, DriveApi, File
@@ -103,7 +104,7 @@ class DriveBucket:
             | Capability.CHANGE_FEED
         )  # fmt: skip
 
-    def read(self, key: str, offset: int, length: int, *, etag: str = "") -> bytes:
+    def read(self, key: str, offset: int, length: int, *, etag: str = "") -> View:
         file = self._get(key)
         newest = _etag(file)
         if etag not in ("", newest) and "headRevisionId" not in file:

@@ -56,6 +56,8 @@ class Home:
         self._lock = threading.Lock()
         self._connecting = threading.Lock()
         self._bucket: Bucket | None = None
+        self._unasked: Bucket | None = None
+        """Of which it is not known whose it is."""
         self._conditional: bool | None = None
         self._trouble: errors.EngineError | None = None
         """Why it cannot be used."""
@@ -96,6 +98,12 @@ class Home:
         self._note_answer()
         return answer
 
+    def prepare(self) -> None:
+        """Load the SDK, which takes longer than what it is asked first. Asks nobody."""
+        with self._connecting, suppress(errors.EngineError):  # whoever asks is told
+            if self._bucket is None and self._unasked is None:
+                self._unasked = self._connect()
+
     def require_mark(self, *, within_s: float = 0.0) -> None:
         """Make sure that the prefix is still ours.
 
@@ -135,9 +143,10 @@ class Home:
         return figures
 
     def close(self) -> None:
-        bucket, self._bucket = self._bucket, None
-        if bucket is not None:
-            bucket.close()
+        for bucket in (self._bucket, self._unasked):
+            if bucket is not None:
+                bucket.close()
+        self._bucket = self._unasked = None
 
     def _verified(self) -> Bucket:
         bucket = self._bucket
@@ -148,7 +157,7 @@ class Home:
                 self._require_usable()  # who had the lock may have tried in vain
                 begun_s = time.monotonic()
                 try:
-                    bucket = self._connect()
+                    bucket, self._unasked = self._unasked or self._connect(), None
                 except errors.EngineError as error:
                     self._note_trouble(error, begun_s)
                     raise

@@ -42,6 +42,9 @@ class LocalObjectStore:
         self._unsure: set[str] = set()
         """Objects whose last sync failed, or is under way."""
 
+    def prepare(self) -> None:
+        pass
+
     def read(self, key: str, offset: int, length: int) -> View:
         try:
             return self._get_file(key).read(offset, length)

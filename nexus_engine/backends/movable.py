@@ -52,6 +52,9 @@ class MovableObjectStore(Generic[P]):
                 self.current.put_file(key, path)
         return True
 
+    def prepare(self) -> None:
+        self.current.prepare()
+
     def read(self, key: str, offset: int, length: int) -> View:
         try:
             return self.current.read(key, offset, length)

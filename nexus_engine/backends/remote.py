@@ -103,6 +103,9 @@ class RemoteObjectStore:
         self._windows = threading.local()
         """What each thread read last and past the cache: key, offset, content."""
 
+    def prepare(self) -> None:
+        self._home.prepare()
+
     # -- reading --
 
     def read(self, key: str, offset: int, length: int) -> View:
@@ -119,14 +122,19 @@ class RemoteObjectStore:
         name = _name(key)
         parts: list[View] = []
         for index, start, stop in _blocks(offset, length):
-            part = self._cache.read_resident(name, index, start, stop - start)
+            block = self._fetcher.find(key, index)
+            part = (
+                self._cache.read_resident(name, index, start, stop - start)
+                if block is None
+                else block[start:stop]
+            )
             if part is None:
                 return None
             parts.append(part)
             self._fetcher.note_read(key, index)
             if len(part) < stop - start:
                 break
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return _own(parts)
 
     def _read_far(self, key: str, offset: int, length: int) -> View:
         name, end = _name(key), offset + length
@@ -135,7 +143,12 @@ class RemoteObjectStore:
             index, start = divmod(offset, BLOCK_BYTES)
             self._fetcher.note_read(key, index)
             wanted = min(BLOCK_BYTES - start, end - offset)
-            part = self._cache.read(name, index, start, wanted)
+            block = self._fetcher.find(key, index)
+            part = (
+                self._cache.read(name, index, start, wanted)
+                if block is None
+                else block[start : start + wanted]
+            )
             if part is None:
                 # It may bring the blocks after it as well.
                 found = self._fetcher.blocks(key, index, (end - 1) // BLOCK_BYTES)
@@ -145,7 +158,7 @@ class RemoteObjectStore:
             if len(part) < wanted:
                 break
             offset += wanted
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return _own(parts)
 
     def read_stored(self, key: str, offset: int, length: int) -> View:
         with suppress(errors.ObjectNotFound):
@@ -160,8 +173,8 @@ class RemoteObjectStore:
         return memoryview(content)[at : at + length]
 
     def distrust(self, key: str) -> bool:
-        self._fetcher.forget(key)
-        return self._cache.forget(_name(key))
+        in_memory = self._fetcher.forget(key)
+        return self._cache.forget(_name(key)) or in_memory
 
     def size(self, key: str) -> int:
         with suppress(errors.ObjectNotFound):
@@ -260,7 +273,7 @@ class RemoteObjectStore:
             conditional = self._home.is_conditional()
             put = partial(put_pack, key=key, path=path, conditional=conditional)
             if self._home.ask(put):
-                self._cache.forget(_name(key))  # copies of what was there before
+                self.distrust(key)  # copies of what was there before
             if not is_still(path, fd):
                 if path.exists():
                     raise errors.ObjectStoreFailed(f"{path} was replaced while it was being sent")
@@ -304,6 +317,11 @@ def _blocks(offset: int, length: int) -> Iterator[tuple[int, int, int]]:
     for index in range(offset // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
         base = index * BLOCK_BYTES
         yield index, max(offset - base, 0), min(end - base, BLOCK_BYTES)
+
+
+def _own(parts: list[View]) -> bytes:
+    """Return bytes that keep nothing larger in memory, of which they are a part."""
+    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
 
 def _name(key: str) -> str:

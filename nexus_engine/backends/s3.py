@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+from nexus_engine.backends.base import View
 from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
 from nexus_engine.backends.content import Content, OfBytes, opened
 from nexus_engine.backends.keys import check_key, key_of, order_of, select
@@ -49,6 +50,7 @@ _KEY_BYTES_MAX = 1024
 _READ_MAX = 1 << 30
 """Who asks for more means all of it; the deadline is not for what is asked."""
 
+_HEADERS_ALONE = Config(s3={"payload_signing_enabled": False})
 _MD5 = "nexus-md5"
 """Metadata: of the content, where it was sent in one piece. An ETag is no such promise."""
 
@@ -77,6 +79,8 @@ def open_s3(url: BucketUrl) -> Bucket:
     try:
         session = boto3.session.Session(profile_name=profile or None, region_name=region or None)
         client = session.client("s3", endpoint_url=endpoint or None, config=config)
+        for operation in ("PutObject", "UploadPart"):
+            client.meta.events.register(f"before-sign.s3.{operation}", _sign_headers_alone)
     except FAILURES as error:
         raise final(explain(error, "connect", str(url))) from error
     except ValueError as error:
@@ -85,6 +89,11 @@ def open_s3(url: BucketUrl) -> Bucket:
         client, url.host, url.prefix, url=str(url), retrying=retrying,
         whole_bytes=WHOLE_BYTES, part_bytes=PART_BYTES,
     )  # fmt: skip
+
+
+def _sign_headers_alone(request: Any, **_: object) -> None:
+    """Have a content be signed by its Content-MD5 without TLS too, and not hashed once more."""
+    request.context["client_config"] = _HEADERS_ALONE
 
 
 class _Cut(Exception):
@@ -117,13 +126,13 @@ class S3Bucket:
         self._tested.forget()
         return self._tested.note(probe(self, put_in_parts=self._put_part_if_absent))
 
-    def read(self, key: str, offset: int, length: int, *, etag: str = "") -> bytes:
+    def read(self, key: str, offset: int, length: int, *, etag: str = "") -> View:
         if length == 0:
             if self.stat(key).etag != etag and etag:
                 raise ObjectChanged(f"{key} is another version by now")
             return b""
 
-        def attempt(this: Attempt) -> bytes:
+        def attempt(this: Attempt) -> View:
             wanted = {"Range": f"bytes={offset}-{offset + length - 1}"}
             if etag:
                 wanted["IfMatch"] = _quoted(etag)
@@ -322,7 +331,7 @@ class S3Bucket:
         return key[len(self._prefix) :]
 
 
-def _is_intact(content: bytes, reply: Any) -> bool:
+def _is_intact(content: View, reply: Any) -> bool:
     told = reply.get("Metadata", {}).get(_MD5)
     return not told or told == md5_of(OfBytes(content))
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nexus_engine import errors
+from nexus_engine.backends.base import View
 from nexus_engine.backends.bucket import Bucket, Capability
 from nexus_engine.backends.files import OpenFile, sync_directory
 from nexus_engine.backends.home import Home
@@ -108,7 +109,7 @@ class BucketPacks:
                         f"{self._home.url} gives other bytes each time for pack {name}"
                     )
 
-    def _read(self, name: str, at: int, length: int) -> bytes:
+    def _read(self, name: str, at: int, length: int) -> View:
         piece = self._home.ask(lambda bucket: bucket.read(pack_key(name), at, length))
         if len(piece) != length:
             raise errors.ObjectNotFound(f"pack {name} became shorter")

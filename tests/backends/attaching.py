@@ -44,7 +44,7 @@ def keys(bucket: Bucket) -> list[str]:
 
 def objects(bucket: Bucket) -> dict[str, bytes]:
     """Return the content of all objects."""
-    return {key: bucket.read(key, 0, _MAX) for key in keys(bucket)}
+    return {key: bytes(bucket.read(key, 0, _MAX)) for key in keys(bucket)}
 
 
 def refresh(mount: Mount, path: str = "data") -> dict[str, int]:

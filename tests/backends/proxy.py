@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
@@ -53,6 +54,8 @@ class Proxy:
         """All that came, as ``METHOD /path?query``."""
         self.answered: list[tuple[str, int]] = []
         """Those that the server answered, and how long the body of its answer was."""
+        self.headers: Message = Message()
+        """Of the last one."""
         self.ended = threading.Event()
         self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
         """What the server last said of each upload session of Google Cloud Storage."""
@@ -132,6 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         rule = self.proxy.note(f"{self.command} {self.path}")
+        self.proxy.headers = self.headers
         fault = rule.fault if rule else None
         if fault == "never arrive":
             self.close_connection = True

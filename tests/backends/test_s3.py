@@ -47,6 +47,21 @@ def test_a_pack_is_one_request_and_goes_in_parts_after_a_cut(
         bucket.close()
 
 
+def test_the_signature_of_a_content_covers_its_md5(
+    seaweedfs: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without TLS boto3 would hash all of it once more."""
+    for name, value in seaweedfs.environment.items():
+        monkeypatch.setenv(name, value)
+    make_s3_bucket(seaweedfs)
+    with Proxy(seaweedfs.endpoint).running() as proxy:
+        bucket = open_bucket(f"s3://{BUCKET}/{uuid.uuid4().hex}?endpoint={proxy.endpoint}")
+        bucket.put("key", b"content")
+        bucket.close()
+    assert proxy.headers["X-Amz-Content-SHA256"] == "UNSIGNED-PAYLOAD"
+    assert "content-md5" in proxy.headers["Authorization"]
+
+
 def test_a_very_large_object_is_copied_in_parts(
     seaweedfs: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,8 +71,9 @@ class World:
         self.root = root / "store"
         self.root.mkdir()
         (self.root / "packs").mkdir()
-        (root / "bucket").mkdir()
-        self.bucket = FaultyBucket(root / "bucket")
+        self.bucket_root = root / "bucket"
+        self.bucket_root.mkdir()
+        self.bucket = FaultyBucket(self.bucket_root)
         claim_prefix(self.bucket, Mark(1, "me", "here"))
         self.bucket.asked.clear()
         self.opened: list[RemoteObjectStore] = []
@@ -259,6 +260,21 @@ def test_another_stores_bucket_is_not_used(world: World) -> None:
     assert world.bucket.asked == []
 
 
+def test_what_asking_a_bucket_takes_is_loaded_before_it_is_asked(world: World) -> None:
+    made: list[Bucket] = []
+
+    def connect() -> Bucket:
+        made.append(world.bucket)
+        return world.bucket
+
+    (world.bucket_root / MARK_KEY).rename(world.root / "mark")
+    home = Home(world.bucket.url, connect, Mark(1, "me", "here"))
+    home.prepare()
+    (world.root / "mark").rename(world.bucket_root / MARK_KEY)
+    home.require_mark()
+    assert len(made) == 1
+
+
 def test_reading_on_fetches_ahead_in_few_requests(world: World) -> None:
     objects = world.open()
     content = os.urandom(32 * MIB)
@@ -267,6 +283,36 @@ def test_reading_on_fetches_ahead_in_few_requests(world: World) -> None:
     got = b"".join(bytes(objects.read(KEY, at, MIB // 8)) for at in range(0, 32 * MIB, MIB // 8))
     assert got == content
     assert len(world.bucket.asked) <= 12
+
+
+def test_what_was_fetched_ahead_is_not_asked_for_again_where_no_copy_can_be_kept(
+    world: World,
+) -> None:
+    objects = world.open()
+    (world.root / "cache").rmdir()
+    (world.root / "cache").touch()  # nothing can be written below it
+    content = os.urandom(32 * MIB)
+    world.bucket.put(KEY, content)
+    world.bucket.asked.clear()
+    for at in range(0, 32 * MIB, MIB):
+        assert objects.read(KEY, at, MIB) == content[at : at + MIB]
+    asked = [map(int, what.removeprefix("read ").split("+")) for what in world.bucket.asked]
+    blocks = [block for first, count in asked for block in range(first, first + count)]
+    assert sorted(block for block in blocks if block < 32) == list(range(32))
+
+
+def test_what_was_fetched_ahead_and_is_wrong_is_fetched_again(world: World) -> None:
+    objects = world.open()
+    (world.root / "cache").rmdir()
+    (world.root / "cache").touch()
+    world.bucket.put(KEY, bytes(8 * MIB))
+    for at in range(0, 5 * MIB, MIB):
+        objects.read(KEY, at, MIB)
+    content = os.urandom(8 * MIB)
+    world.bucket.put(KEY, content)
+    assert objects.read(KEY, 4 * MIB, MIB) == bytes(MIB)
+    assert objects.distrust(KEY)
+    assert objects.read(KEY, 4 * MIB, MIB) == content[4 * MIB : 5 * MIB]
 
 
 def test_who_reads_on_to_the_end_of_an_object_finds_the_next_one_begun(world: World) -> None:
