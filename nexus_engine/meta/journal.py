@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nexus_engine.meta.statements import JOURNALED
 
 JOURNAL_BYTES = 256 * 1024
 """More than this does not wait for its COMMIT."""
+_ZEROS = memoryview(bytes(JOURNAL_BYTES))
 _MAGIC = b"NXJ1"
 HEADER = struct.Struct("<4sIQ")  # magic, bytes of the entry, their xxh3_64
 
@@ -50,6 +52,8 @@ class Journal:
         """
         self.waiting: list[Entry] = []
         self._end = 0
+        self._used = 0
+        """Bytes of the file that may be other than zero."""
         try:
             self._fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             try:
@@ -67,6 +71,7 @@ class Journal:
         record = HEADER.pack(_MAGIC, len(payload), xxhash.xxh3_64_intdigest(payload)) + payload
         if self._end + len(record) > JOURNAL_BYTES:
             return False
+        self._used = max(self._used, self._end + len(record))
         try:
             written = os.pwrite(self._fd, record, self._end)
         except OSError:
@@ -78,9 +83,13 @@ class Journal:
         return True
 
     def clear(self) -> None:
-        """All of it is committed. What stays in the file is older than the log's end."""
+        """All of it is committed; the file forgets it, for what is purged must be nowhere."""
         self.waiting.clear()
         self._end = 0
+        # What cannot be overwritten is older than the log's end: nobody would apply it.
+        with suppress(OSError):
+            if os.pwrite(self._fd, _ZEROS[: self._used], 0) == self._used:
+                self._used = 0
 
     def close(self) -> None:
         os.close(self._fd)

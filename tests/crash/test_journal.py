@@ -114,6 +114,23 @@ async def test_what_waited_outlives_its_process(store: Path, last: str) -> None:
             assert not [path for path in (store / "peers").iterdir() if path.suffix == ".journal"]
 
 
+async def test_what_is_committed_is_in_no_journal_any_more(store: Path) -> None:
+    """A purge would not find it there."""
+    async with engine_of(store) as engine:
+        handle, inode = await engine.create(ROOT_INO, Name(b"file"), 0o644, ACTOR)
+        await engine.release(handle)
+        engine.store.let_wait(lambda: None)
+        for number in range(20):
+            await engine.make(ROOT_INO, Name(b"%d" % number), 0o100644, ACTOR)
+        await engine.setxattr(inode.ino, b"user.secret", b"nobody's business", ACTOR)
+        (journal,) = (store / "peers").glob("*.journal")
+        assert b"nobody's business" in journal.read_bytes()
+        engine.store.settle()
+        await engine.make(ROOT_INO, Name(b"last"), 0o100644, ACTOR)
+        assert b"last" in journal.read_bytes()
+        assert b"nobody's business" not in journal.read_bytes()
+
+
 async def test_a_store_that_is_only_read_shows_what_waited(store: Path) -> None:
     """Without a recovery: whoever opens a store has all that its log promised."""
     die_writing(store)
