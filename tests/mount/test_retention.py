@@ -6,13 +6,19 @@ import hashlib
 import os
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import CTL, Mount
+from tests.mount.waiting import wait_until
 
-POLICY = "retention:\n  keep_all: 1s\n  classes:\n  - {names: [node_modules], keep: 1s}\n"
+KEPT_S = 1
+POLICY = (
+    f"retention:\n  keep_all: {KEPT_S}s\n"
+    f"  classes:\n  - {{names: [node_modules], keep: {KEPT_S}s}}\n"
+)
 
 
 def refusal(mount: Mount, *arguments: str) -> str:
@@ -43,11 +49,13 @@ def test_space_comes_back_while_files_are_written_and_read(pruned: Mount) -> Non
         (mount.path / name).write_bytes(content)
     for i in range(30):
         (mount.path / "big").write_bytes(os.urandom(5_000_000) + b"%d" % i)
+    old_s = time.time() + KEPT_S
     (mount.path / "node_modules").mkdir()
     (mount.path / "node_modules/x").write_bytes(os.urandom(1_000_000))
     (mount.path / "node_modules/x").unlink()
     mount.remount()  # packs are sealed
     before = packs_bytes(mount)
+    wait_until(lambda: time.time() > old_s, "what was written to be old")
     stop = threading.Event()
     wrong: list[str] = []
     written: list[int] = []
