@@ -207,7 +207,8 @@ def _share_arenas() -> None:
 async def _prepare_packs(engine: Engine) -> None:
     """Load what asking a bucket takes before somebody waits for it."""
     await engine.store.disk.sync(engine.store.objects.prepare)
-    gc.freeze()  # as `_announce_ready`
+    # What was imported stays: to look through it for garbage would hold up requests for 15 ms.
+    gc.freeze()
 
 
 async def _give_memory_back() -> None:
@@ -245,8 +246,6 @@ async def _announce_ready(
     # In a thread: the answer comes from us.
     operations.device = (await trio.to_thread.run_sync(mountpoint.stat)).st_dev
     await trio.to_thread.run_sync(raise_read_ahead, operations.device)
-    # What was imported stays: to look through it for garbage would hold up requests for 15 ms.
-    gc.freeze()
     log.info("serving %s", mountpoint)
     ready()
     watchers.ready()

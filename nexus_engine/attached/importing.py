@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from nexus_engine import errors
 from nexus_engine.attached.changes import Found, Gone, Imported, Item, Moved
 from nexus_engine.attached.naming import OBJECT, beside, free
+from nexus_engine.backends.bucket import executable
 from nexus_engine.fs.files import Locate, content_details, enter_chunks
 from nexus_engine.fs.namespace import add_inode, drop_link
 from nexus_engine.meta import attachment_queries, lazy_queries
@@ -346,8 +347,7 @@ class _Taken:
 
 
 def _mode(mode: int, item: Found) -> int:
-    """Return a mode with which those execute a program who may read it."""
-    return mode | (mode & 0o444) >> 2 if item.is_program else mode
+    return executable(mode) if item.is_program else mode
 
 
 def _is_unchanged(inode: Inode, known: SourceObject) -> bool:

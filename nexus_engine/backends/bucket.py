@@ -148,6 +148,11 @@ class ChangeFeed(Protocol):
         ...
 
 
+def executable(mode: int) -> int:
+    """Return a mode with which those execute a file who may read it."""
+    return mode | (mode & 0o444) >> 2
+
+
 class HasPrograms(Protocol):
     """Where objects can be programs."""
 

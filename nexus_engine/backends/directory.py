@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo
+from nexus_engine.backends.bucket import Bucket, Capability, ObjectInfo, executable
 from nexus_engine.backends.content import opened
 from nexus_engine.backends.files import OpenFile, sync_directory, translate
 from nexus_engine.backends.keys import order_of
@@ -126,8 +126,7 @@ class DirectoryBucket:
         path = self._path(key)
         with _explained(f"make {key} executable"), self._locked():
             self._require(key, path, if_match)
-            mode = stat.S_IMODE(path.lstat().st_mode)
-            path.chmod(mode | (mode & 0o444) >> 2)
+            path.chmod(executable(stat.S_IMODE(path.lstat().st_mode)))
             return _info(key, path.lstat())
 
     def iter_objects(

@@ -116,14 +116,14 @@ class Fetcher:
             if flight is None:
                 return
             reader.ahead = flight.first + flight.count
-            self._start(self._fly_ahead, key, flight)
+            self._start(self._fly_ahead, flight)
 
-    def find(self, key: str, index: int) -> memoryview | None:
-        """Return a block if it is in memory; empty if the object ends there."""
+    def find(self, key: str, index: int, offset: int, length: int) -> memoryview | None:
+        """Return part of a block if that is in memory; fewer bytes where the object ends."""
         flight = self._flights.get((key, index))
         if flight is None or flight.error is not None:
             return None
-        return flight.blocks(index, index)
+        return flight.blocks(index, index)[offset : offset + length]
 
     def _add_reader(self, key: str, reader: _Reader) -> None:
         self._readers[key] = reader
@@ -149,8 +149,8 @@ class Fetcher:
             with suppress(errors.EngineError):
                 following = self._find_next(key)
                 flight = None if following is None else self._begin(following, run, count)
-                if following is not None and flight is not None:
-                    self._fly(following, flight, stays=True)
+                if flight is not None:
+                    self._fly(flight, stays=True)
         finally:
             with self._lock:
                 self._threads -= 1
@@ -179,7 +179,7 @@ class Fetcher:
                 flight = self._flights.get((key, index))
                 own = self._claim(key, index, last) if flight is None else None
             if own is not None:
-                self._fly(key, own)
+                self._fly(own)
                 return own.blocks(index, last)
             if flight is None:
                 # Somebody has just brought it, and it may be gone again.
@@ -233,7 +233,8 @@ class Fetcher:
             self._flights[key, index] = flight
         return flight
 
-    def _fly(self, key: str, flight: _Flight, *, stays: bool = False) -> None:
+    def _fly(self, flight: _Flight, *, stays: bool = False) -> None:
+        key = flight.key
         try:
             content = self._get(key, flight.first * BLOCK_BYTES, flight.count * BLOCK_BYTES)
             flight.content = memoryview(content)
@@ -253,11 +254,11 @@ class Fetcher:
                     self._drop(flight)
             flight.done.set()
 
-    def _fly_ahead(self, key: str, flight: _Flight) -> None:
+    def _fly_ahead(self, flight: _Flight) -> None:
         try:
             # Whoever comes to need it asks again, and is told.
             with suppress(errors.EngineError):
-                self._fly(key, flight, stays=True)
+                self._fly(flight, stays=True)
         finally:
             with self._lock:
                 self._threads -= 1

@@ -122,12 +122,9 @@ class RemoteObjectStore:
         name = _name(key)
         parts: list[View] = []
         for index, start, stop in _blocks(offset, length):
-            block = self._fetcher.find(key, index)
-            part = (
-                self._cache.read_resident(name, index, start, stop - start)
-                if block is None
-                else block[start:stop]
-            )
+            part: View | None = self._fetcher.find(key, index, start, stop - start)
+            if part is None:
+                part = self._cache.read_resident(name, index, start, stop - start)
             if part is None:
                 return None
             parts.append(part)
@@ -143,12 +140,9 @@ class RemoteObjectStore:
             index, start = divmod(offset, BLOCK_BYTES)
             self._fetcher.note_read(key, index)
             wanted = min(BLOCK_BYTES - start, end - offset)
-            block = self._fetcher.find(key, index)
-            part = (
-                self._cache.read(name, index, start, wanted)
-                if block is None
-                else block[start : start + wanted]
-            )
+            part: View | None = self._fetcher.find(key, index, start, wanted)
+            if part is None:
+                part = self._cache.read(name, index, start, wanted)
             if part is None:
                 # It may bring the blocks after it as well.
                 found = self._fetcher.blocks(key, index, (end - 1) // BLOCK_BYTES)

@@ -18,6 +18,8 @@ async def read_over(store: Store, session: WriteSession, offset: int, length: in
         (max(r.start, offset), bytes(r.data[max(0, offset - r.start) : end - r.start]))
         for r in session.dirty.overlapping(offset, end)
     ]
+    if len(dirty) == 1 and dirty[0][0] == offset and len(dirty[0][1]) == length:
+        return dirty[0][1]
     extents = store.reader.extents(session.ino, offset, length)
     floor = session.floor
     if floor is not None:
@@ -27,8 +29,6 @@ async def read_over(store: Store, session: WriteSession, offset: int, length: in
             if extent.start < floor
         ]
     extents += session.staged.overlapping(offset, end)
-    if len(dirty) == 1 and dirty[0][0] == offset and len(dirty[0][1]) == length:
-        return dirty[0][1]
     content = bytearray(await read_extents(store, extents, offset, length))
     for start, data in dirty:
         content[start - offset : start - offset + len(data)] = data

@@ -86,6 +86,8 @@ class Journal:
         """All of it is committed; the file forgets it, for what is purged must be nowhere."""
         self.waiting.clear()
         self._end = 0
+        if not self._used:
+            return
         # What cannot be overwritten is older than the log's end: nobody would apply it.
         with suppress(OSError):
             if os.pwrite(self._fd, _ZEROS[: self._used], 0) == self._used:

@@ -100,29 +100,38 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@contextmanager
+def writing(mount: BucketMount, notes: Path, seed: int) -> Iterator[Writer]:
+    """Yield a program that writes; afterwards all that it was promised must be at the server."""
+    writer = Writer(mount.path, notes, seed)
+    try:
+        yield writer
+    finally:
+        writer.stop()
+    assert writer.longest_s < LATEST_S
+    mount.remount()
+    mount.forget_cache()
+    writer.require_all()
+
+
 def write_beside_kills(kind: str, tmp_path: Path, seed: int, *, kills: int, away_s: float) -> None:
     server = S3Process(kind, tmp_path)
     server.start()
     try:
-        with mounted(tmp_path / "mounted", server.endpoint) as mount:
-            writer = Writer(mount.path, tmp_path / "notes", seed)
-            try:
-                for _ in range(kills):
-                    synced = writer.count("synced")
-                    wait_until(lambda: writer.count("synced") > synced + 1, "syncing")  # noqa: B023
-                    server.kill()
-                    closed, begun_s = writer.count("closed"), time.monotonic()
-                    wait_until(lambda: writer.count("closed") > closed, "writing")  # noqa: B023
-                    wait_until(lambda: time.monotonic() > begun_s + away_s, "time")  # noqa: B023
-                    server.start()
+        with (
+            mounted(tmp_path / "mounted", server.endpoint) as mount,
+            writing(mount, tmp_path / "notes", seed) as writer,
+        ):
+            for _ in range(kills):
                 synced = writer.count("synced")
-                wait_until(lambda: writer.count("synced") > synced, "syncing again", 60)
-            finally:
-                writer.stop()
-            assert writer.longest_s < LATEST_S
-            mount.remount()
-            mount.forget_cache()
-            writer.require_all()
+                wait_until(lambda: writer.count("synced") > synced + 1, "syncing")  # noqa: B023
+                server.kill()
+                closed, begun_s = writer.count("closed"), time.monotonic()
+                wait_until(lambda: writer.count("closed") > closed, "writing")  # noqa: B023
+                wait_until(lambda: time.monotonic() > begun_s + away_s, "time")  # noqa: B023
+                server.start()
+            synced = writer.count("synced")
+            wait_until(lambda: writer.count("synced") > synced, "syncing again", 60)
     finally:
         server.kill()
 
@@ -200,20 +209,13 @@ def test_for_a_while_nothing_gets_through(
     with (
         Proxy(seaweedfs.endpoint).running() as proxy,
         mounted(tmp_path / "mounted", proxy.endpoint) as mount,
+        writing(mount, tmp_path / "notes", seed) as writer,
     ):
-        writer = Writer(mount.path, tmp_path / "notes", seed)
-        try:
-            wait_until(lambda: writer.count("synced") >= 2, "syncing")
-            proxy.fail(fault)
-            wait_until(lambda: writer.count("failed") >= 1, "failing", 60)
-            closed = writer.count("closed")
-            wait_until(lambda: writer.count("closed") > closed, "writing")
-            proxy.mend()
-            synced = writer.count("synced")
-            wait_until(lambda: writer.count("synced") > synced, "syncing again", 60)
-        finally:
-            writer.stop()
-        assert writer.longest_s < LATEST_S
-        mount.remount()
-        mount.forget_cache()
-        writer.require_all()
+        wait_until(lambda: writer.count("synced") >= 2, "syncing")
+        proxy.fail(fault)
+        wait_until(lambda: writer.count("failed") >= 1, "failing", 60)
+        closed = writer.count("closed")
+        wait_until(lambda: writer.count("closed") > closed, "writing")
+        proxy.mend()
+        synced = writer.count("synced")
+        wait_until(lambda: writer.count("synced") > synced, "syncing again", 60)
